@@ -1,0 +1,1 @@
+"""A hybrid GPU compute fabric for regulated data, on Ray."""

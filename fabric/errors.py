@@ -1,0 +1,134 @@
+"""Errors and reason tokens.
+
+Every refusal carries a `Reason`: the same stable token in the CLI, the notebook, JSON, the ledger and the exit status.
+An error names columns, zones, digests and counts, never a data value. Every field goes to `super().__init__` by
+position, so that the class and its fields survive the pickling that Ray does.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why something was refused. ARCHITECTURE.md holds the same list with the way out of each."""
+
+    CONFIG_MISSING = "CONFIG_MISSING"
+    CONFIG_INVALID = "CONFIG_INVALID"
+    UNKNOWN_KEY = "UNKNOWN_KEY"
+    UNKNOWN_LABEL = "UNKNOWN_LABEL"
+    LABEL_INVALID = "LABEL_INVALID"
+    LABELS_CONFLICT = "LABELS_CONFLICT"
+    UNKNOWN_ZONE = "UNKNOWN_ZONE"
+    UNKNOWN_RECORDS = "UNKNOWN_RECORDS"
+    RECORDS_MISSING = "RECORDS_MISSING"
+    RECORDS_EMPTY = "RECORDS_EMPTY"
+    RECORDS_TRUNCATED = "RECORDS_TRUNCATED"
+    RECORDS_UNREADABLE = "RECORDS_UNREADABLE"
+    RECIPE_INVALID = "RECIPE_INVALID"
+    RECIPE_EMPTY = "RECIPE_EMPTY"
+    COLUMN_MISSING = "COLUMN_MISSING"
+    COLUMN_REFUSED = "COLUMN_REFUSED"
+    INSPECTION_FAILED = "INSPECTION_FAILED"
+    STATEMENT_MISSING = "STATEMENT_MISSING"
+    STATEMENT_INVALID = "STATEMENT_INVALID"
+    STATEMENT_EXPIRED = "STATEMENT_EXPIRED"
+    DIGEST_MISMATCH = "DIGEST_MISMATCH"
+    MATRIX_MALFORMED = "MATRIX_MALFORMED"
+    WRONG_ZONE = "WRONG_ZONE"
+    WRONG_PURPOSE = "WRONG_PURPOSE"
+    POLICY_INVALID = "POLICY_INVALID"
+    POLICY_DENIED = "POLICY_DENIED"
+    CAPSULE_CAPTURES_DATA = "CAPSULE_CAPTURES_DATA"
+    CAPSULE_IDENTIFIER = "CAPSULE_IDENTIFIER"
+    CAPSULE_TOO_LARGE = "CAPSULE_TOO_LARGE"
+    CAPSULE_UNREADABLE = "CAPSULE_UNREADABLE"
+    PARAMETERS_REFUSED = "PARAMETERS_REFUSED"
+    RESULT_REFUSED = "RESULT_REFUSED"
+    REMOTE_FAILED = "REMOTE_FAILED"
+    DRIVER_OUTSIDE = "DRIVER_OUTSIDE"
+    WORKING_DIR_CARRIES_DATA = "WORKING_DIR_CARRIES_DATA"
+    ZONE_HAS_NO_ROOM = "ZONE_HAS_NO_ROOM"
+    PORT_TAKEN = "PORT_TAKEN"
+    FABRIC_DOWN = "FABRIC_DOWN"
+    FABRIC_ALREADY_UP = "FABRIC_ALREADY_UP"
+    CLUSTER_FAILED = "CLUSTER_FAILED"
+    EVIDENCE_UNWRITABLE = "EVIDENCE_UNWRITABLE"
+    EVIDENCE_INVALID = "EVIDENCE_INVALID"
+    KEY_UNKNOWN = "KEY_UNKNOWN"
+    FILE_EXISTS = "FILE_EXISTS"
+    INTERRUPTED = "INTERRUPTED"
+
+
+class FabricError(Exception):
+    """Base of every error this project raises: a reason token, a sentence, and the way out.
+
+    Attributes:
+        reason: the stable token.
+        message: one sentence that names the thing; never a data value.
+        hint: what is allowed, or what to do next; may be empty.
+    """
+
+    exit_status = 1
+
+    def __init__(self, reason: Reason | str, message: str, hint: str = "") -> None:
+        self.reason = Reason(reason)
+        self.message = message
+        self.hint = hint
+        super().__init__(self.reason.value, message, hint)
+
+    def __str__(self) -> str:
+        way_out = f"\nHint: {self.hint}" if self.hint else ""
+        return f"{self.message}{way_out}\nCode: {self.reason.value}"
+
+    def to_json(self) -> dict[str, str]:
+        """Return the error as the JSON object that every `--json` command prints."""
+        return {"code": self.reason.value, "message": self.message, "hint": self.hint}
+
+
+class InvalidInput(FabricError):
+    """A file, label, name or option from a user is wrong (exit status 2)."""
+
+    exit_status = 2
+
+
+class Refused(FabricError):
+    """Policy or the border said no (exit status 3). Never retried."""
+
+    exit_status = 3
+
+
+class CapsuleRefused(Refused):
+    """Outbound code carries something that must not cross."""
+
+
+class StatementInvalid(Refused):
+    """A matrix, crossing or model does not match what was signed about it."""
+
+
+class EvidenceInvalid(FabricError):
+    """The evidence does not verify (exit status 4)."""
+
+    exit_status = 4
+
+
+class ClusterUnavailable(FabricError):
+    """The Ray cluster cannot be started, reached or used (exit status 5)."""
+
+    exit_status = 5
+
+
+class RemoteFailure(FabricError):
+    """Work in another zone failed; only the name of its error's class came back (exit status 6)."""
+
+    exit_status = 6
+
+
+def nearest(name: str, allowed: Iterable[str]) -> str:
+    """Return a hint that lists what is allowed and, where one is close, the nearest right name."""
+    choices = sorted(allowed)
+    listed = ", ".join(choices) if choices else "nothing is declared"
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.6)
+    return f"did you mean {close[0]!r}? Allowed: {listed}." if close else f"Allowed: {listed}."

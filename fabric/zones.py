@@ -1,0 +1,85 @@
+"""Zones: trust domains with nodes in them.
+
+A zone's name is its Ray custom resource (`zone_<name>`) and its node label (`zone=<name>`). A public zone never
+offers a CPU: Ray places unlabelled work wherever there is one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from fabric.errors import InvalidInput, Reason, nearest
+
+_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+
+
+class ZoneKind(StrEnum):
+    """How far a zone is trusted."""
+
+    PRIVATE = "private"
+    PUBLIC = "public"
+    EDGE = "edge"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Zone:
+    """One zone, as `fabric.toml` declares it.
+
+    Attributes:
+        slots: how many workers the zone takes at once (amount of the custom resource).
+        cpus: CPUs that Ray may give to tasks; 0 outside the private zone.
+        gpus: GPUs of the zone's nodes; a worker takes one where there are any.
+    """
+
+    name: str
+    kind: ZoneKind
+    jurisdiction: str
+    provider: str = "local"
+    region: str = "local"
+    slots: int = 4
+    cpus: int = 0
+    gpus: int = 0
+
+    def __post_init__(self) -> None:
+        if not _NAME.match(self.name):
+            raise InvalidInput(
+                Reason.CONFIG_INVALID,
+                f"zone name {self.name!r} cannot be a Ray resource and label",
+                "use a lower-case letter, then up to 30 lower-case letters, digits or '-'",
+            )
+        if self.kind is not ZoneKind.PRIVATE and self.cpus:
+            raise InvalidInput(
+                Reason.CONFIG_INVALID,
+                f"zone {self.name!r} is {self.kind.value} and offers {self.cpus} CPUs",
+                "set cpus = 0: Ray places unlabelled work wherever there is a CPU",
+            )
+        if self.slots < 1 or self.cpus < 0 or self.gpus < 0:
+            raise InvalidInput(
+                Reason.CONFIG_INVALID,
+                f"zone {self.name!r} has a negative size or no slot",
+                "slots must be at least 1, cpus and gpus at least 0",
+            )
+
+    @property
+    def resource(self) -> str:
+        """Return the Ray custom resource that places work in this zone."""
+        return f"zone_{self.name}"
+
+    @property
+    def node_label(self) -> dict[str, str]:
+        """Return the Ray node label of this zone, also its label selector."""
+        return {"zone": self.name}
+
+
+def find_zone(zones: Mapping[str, Zone], name: str) -> Zone:
+    """Return the zone called `name`.
+
+    Raises:
+        InvalidInput: `UNKNOWN_ZONE`, with the nearest declared name. Ray itself would leave the work pending for ever.
+    """
+    if name not in zones:
+        raise InvalidInput(Reason.UNKNOWN_ZONE, f"unknown zone {name!r}", nearest(name, zones))
+    return zones[name]
