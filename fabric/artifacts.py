@@ -25,3 +25,8 @@ def digest_of(value: object) -> str:
 def bare(digest_text: str) -> str:
     """Return the hex part of `sha256:<hex>`, as in-toto's digest set wants it."""
     return digest_text.removeprefix("sha256:")
+
+
+def chunk_name(index: int) -> str:
+    """Return the name under which a statement and a crossing list chunk `index` of a matrix."""
+    return f"chunk-{index:06d}"

@@ -1,0 +1,186 @@
+"""One node of a local Ray cluster: its environment, its `ray start` command, and what is bent inside that command.
+
+A public node gets a minimal environment, no CPU, and its own home and temporary folder. Every node listens on the
+loopback interface only. This module never imports Ray; its hook runs where Ray is imported already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import site
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fabric.zones import Zone
+
+MARK = "FABRIC_CLUSTER_ID"
+LOOPBACK = "127.0.0.1"
+PRIVATE_AMOUNT = 1000  # Work in the private zone takes a pinch (0.001) of it, so it never runs out.
+_HOOK, _AWAIT = "RAY_START_HOOK", "FABRIC_AWAIT_FILE"
+_AWAIT_MAX_S = 60.0
+PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
+_DASHBOARD = re.compile(r"RAY_API_SERVER_ADDRESS='(http://[^']+)'")
+_PROXIES = frozenset({"http_proxy", "https_proxy", "all_proxy"})
+
+
+def client_settings(token_path: Path) -> dict[str, str]:
+    """Return the variables by which any process, node or driver, agrees with a local cluster."""
+    return {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token_path),
+        # Only with this, on Linux too, does Ray leave 127.0.0.1 as it is.
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_TRAIN_V2_ENABLED": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def node_settings(cluster_id: str, token_path: Path) -> dict[str, str]:
+    """Return the variables of every node: those of a client, the cluster's mark, and what keeps the mark readable."""
+    return {
+        **client_settings(token_path),
+        MARK: cluster_id,
+        _HOOK: f"{__name__}.{on_loopback.__name__}",
+        "RAY_enable_metrics_collection": "0",
+        "DASHBOARD_METRIC_PORT": "0",
+        "SPT_NOENV": "1",  # Else Ray's process titles overwrite the environment, and with it the mark.
+    }
+
+
+def private_environment(
+    base: Mapping[str, str], extra: Mapping[str, str], settings: Mapping[str, str], temp: Path
+) -> dict[str, str]:
+    """Return the user's whole environment, less the RAY_* that would point Ray elsewhere."""
+    kept = {name: value for name, value in base.items() if not name.startswith("RAY_")}
+    return {**kept, **past_the_proxy(base), "TMPDIR": str(temp), **extra, **settings}
+
+
+def public_environment(
+    base: Mapping[str, str], extra: Mapping[str, str], settings: Mapping[str, str], temp: Path, head: Path
+) -> dict[str, str]:
+    """Return a minimal environment: of the user's, only where programs are found. `head` is the head's folder."""
+    kept = {name: base[name] for name in PASSED_ON if name in base}
+    own = {"HOME": str(temp), "TMPDIR": str(temp), "PYTHONUSERBASE": site.getuserbase()}
+    return {**kept, **own, **extra, **settings, _AWAIT: str(registered_file(head))}
+
+
+def past_the_proxy(base: Mapping[str, str]) -> dict[str, str]:
+    """Return what exempts the loopback interface from the user's proxy, where there is one."""
+    if not any(name.lower() in _PROXIES for name in base):
+        return {}
+    exempt = ",".join(filter(None, [base.get("no_proxy", base.get("NO_PROXY", "")), LOOPBACK]))
+    return {"no_proxy": exempt, "NO_PROXY": exempt}
+
+
+def head_command(zone: Zone, temp: Path, *, gcs_port: int, dashboard_port: int) -> list[str]:
+    """Return the `ray start` of the private zone's node. Port 0 is one that the kernel chooses."""
+    ports = ["--port", str(gcs_port), "--dashboard-port", str(dashboard_port)]
+    place = ["--head", "--no-monitor", "--include-dashboard", "true", "--dashboard-host", LOOPBACK, *ports]
+    return [*_command(zone, temp, PRIVATE_AMOUNT), *place]
+
+
+def other_command(zone: Zone, temp: Path, *, gcs_address: str) -> list[str]:
+    """Return the `ray start` of another zone's node.
+
+    Its one byte of memory keeps out placement groups that ask for nothing but memory. Without a log monitor, what
+    code prints there is not streamed into private drivers.
+    """
+    return [
+        *_command(zone, temp, zone.slots),
+        *["--address", gcs_address, "--memory", "1", "--include-log-monitor", "false"],
+    ]
+
+
+def _command(zone: Zone, temp: Path, amount: int) -> list[str]:
+    free = ["min-worker", "max-worker", "object-manager", "node-manager", "runtime-env-agent", "metrics-export"]
+    ports = [word for name in free for word in (f"--{name}-port", "0")]
+    return [
+        *[sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"],
+        *["--temp-dir", str(ray_folder(temp)), "--node-ip-address", LOOPBACK, "--node-name", zone.name],
+        *["--num-cpus", str(zone.cpus), "--num-gpus", str(zone.gpus), "--labels", f"zone={zone.name}"],
+        *["--resources", json.dumps({zone.resource: amount}), *ports],
+        *["--dashboard-agent-listen-port", "0", "--dashboard-agent-grpc-port", "0"],
+    ]
+
+
+def ray_folder(temp: Path) -> Path:
+    """Return Ray's part of a node's folder. Ray opens its own to everybody (mode 0777), so it lies inside ours."""
+    return temp / "r"
+
+
+def registered_file(temp: Path) -> Path:
+    """Return the file that `ray start` writes once the GCS lists the node; it holds the address of the GCS."""
+    return ray_folder(temp) / "ray_current_cluster"
+
+
+def output_file(temp: Path) -> Path:
+    """Return the file that takes what `ray start` prints."""
+    return temp / "ray-start.log"
+
+
+def log_folder(temp: Path) -> Path:
+    """Return the folder of the logs of Ray's processes."""
+    return ray_folder(temp) / "session_latest" / "logs"
+
+
+def gcs_address(temp: Path) -> str:
+    """Return the address at which the head's GCS listens, or "" as long as it does not."""
+    for file in ray_folder(temp).glob("session_latest/gcs_server_port_*"):
+        port = file.read_text().strip()
+        return f"{LOOPBACK}:{port}" if port else ""
+    return ""
+
+
+def registered(temp: Path) -> str:
+    """Return the GCS address that a node has registered with, or "" before that."""
+    file = registered_file(temp)
+    return file.read_text() if file.exists() else ""
+
+
+def dashboard_url(temp: Path) -> str:
+    """Return the URL that the head's `ray start` printed, or "" before that."""
+    found = _DASHBOARD.search(output_file(temp).read_text(errors="replace"))
+    return found.group(1) if found else ""
+
+
+def is_free(port: int) -> bool:
+    """Say whether nobody listens on a port of the loopback interface."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
+
+
+def on_loopback(ray_params: Any, head: bool) -> None:
+    """Bend the parameters of a node that is about to start (`RAY_START_HOOK`).
+
+    Ray replaces 127.0.0.1 by an address of the network, and then listens on every interface. It also opens a Ray Client
+    port, which nobody uses.
+    """
+    del os.environ[_HOOK]  # What this node starts must not inherit the hook.
+    ray_params.ray_client_server_port = None
+    ray_params.node_ip_address = LOOPBACK
+    sys.modules["ray._private.services"].resolve_ip_for_localhost = _unchanged  # type: ignore[attr-defined]
+    sys.modules["ray._private.ray_constants"].ENABLE_RAY_CLUSTER = True  # type: ignore[attr-defined]
+    if not head:
+        # Ray looks for the head every 2 s; waiting here, with Ray imported, is quicker.
+        _wait_for(Path(os.environ.pop(_AWAIT)), time.monotonic() + _AWAIT_MAX_S)
+
+
+def _unchanged(host: str) -> str:
+    return host
+
+
+def _wait_for(path: Path, deadline: float) -> None:
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)

@@ -1,0 +1,213 @@
+"""The border: the one way out of the private zone, and the one way back.
+
+Export, numbered once and followed below:
+
+1. Decide: policy says whether this matrix, and this code, may move to that zone.
+2. Check: the very bytes that will move are held against their signed statements.
+3. Record: the intent, with decision, statements, digests and destination, is in the ledger.
+4. Move: only now does the carrier see a byte.
+5. Record the outcome.
+
+A refusal at any step is recorded and leaves nothing behind in the other zone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from fabric.artifacts import digest
+from fabric.crossing import CAPSULE, CAPSULE_TYPE, GRANT_TYPE, Cargo, Carrier, Crossing, SealedCapsule
+from fabric.errors import FabricError, Reason, Refused
+from fabric.labels import Labels
+from fabric.ledger import Ledger
+from fabric.matrix import SealedMatrix
+from fabric.policy import Decision, MoveRequest, Policy
+from fabric.statements import PublicKey, Signed, SigningKey, Statement, sign, timestamp, verify
+from fabric.verification import Receipt
+from fabric.zones import Zone, ZoneKind
+
+MAX_PARAMETER_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Errand:
+    """Why something moves: whose job, to which zone, for what.
+
+    Attributes:
+        labels: of the matrix and the job together.
+        justification_key: keyed digest under which the justification is kept inside; empty if there is none.
+    """
+
+    zone: Zone
+    labels: Labels
+    purpose: str
+    justification: str
+    justification_key: str
+    job: str
+    person: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Border:
+    """Enforces policy on what moves between zones, and records it."""
+
+    home_zone: Zone
+    policy: Policy
+    ledger: Ledger
+    key: SigningKey
+    trusted: Sequence[PublicKey]
+    grant_lasts: timedelta
+    clock: Callable[[], datetime]
+    new_id: Callable[[], str]
+
+    def decide(self, cargo: Cargo, errand: Errand) -> tuple[Decision, ...]:
+        """Return policy's answer for each artifact of the cargo, without moving or recording anything."""
+        return tuple(self.policy.decide(request) for request in self._requests(cargo, errand))
+
+    def export(self, cargo: Cargo, errand: Errand, carrier: Carrier) -> Crossing:
+        """Move a cargo to the errand's zone: decide, check, record, then move.
+
+        Raises:
+            Refused: `POLICY_DENIED`, or what a check found; recorded, and nothing has moved.
+            FabricError: `EVIDENCE_UNWRITABLE`: without a record nothing moves.
+        """
+        with self.refusals("export", errand.zone, errand.job):
+            # 1. Decide.
+            decisions = self.decide(cargo, errand)
+            for decision in decisions:
+                decision.enforce()
+            # 2. Check.
+            self._check(cargo)
+        # 3. Record.
+        crossing_id = self.new_id()
+        grant = self._grant(crossing_id, cargo, errand)
+        receipt = self._record(crossing_id, cargo, errand, decisions, grant)
+        # 4. Move.
+        try:
+            ticket = carrier.carry(cargo, grant)
+        except BaseException as error:
+            self.ledger.conclude(receipt, "failed", {"error": type(error).__name__})
+            raise
+        # 5. Record the outcome.
+        self.ledger.conclude(receipt, "done", {"crossing": crossing_id, "bytes": _size(cargo)})
+        return Crossing(id=crossing_id, grant=grant, cargo=cargo, ticket=ticket)
+
+    def state_capsule(self, payload: bytes, inspection: Mapping[str, Any]) -> SealedCapsule:
+        """Sign a statement about outbound code that was inspected.
+
+        Args:
+            payload: the bytes that will cross.
+            inspection: the x-ray, as JSON without floats.
+        """
+        now = self.clock()
+        statement = Statement(
+            subjects={CAPSULE: digest(payload)},
+            predicate_type=CAPSULE_TYPE,
+            predicate={
+                "inspection": inspection,
+                "issued_at": timestamp(now),
+                "expires_at": timestamp(now + self.grant_lasts),
+            },
+        )
+        return SealedCapsule(payload=payload, signed=sign(statement, self.key))
+
+    @contextmanager
+    def refusals(self, what: str, zone: Zone | None, job: str) -> Iterator[None]:
+        """Record a refusal that happens inside the block, and let it go on."""
+        try:
+            yield
+        except FabricError as error:
+            body = {"what": what, "zone": zone.name if zone else "", "job": job, "code": error.reason.value}
+            self.ledger.observe("refusal", body)
+            raise
+
+    def _requests(self, cargo: Cargo, errand: Errand) -> list[MoveRequest]:
+        now = self.clock()
+        statement = cargo.matrix.signed.statement
+        shared = {
+            "person": errand.person,
+            "zone": errand.zone,
+            "labels": errand.labels,
+            "purpose": errand.purpose,
+            "justification": errand.justification,
+            "inspected": True,
+        }
+        requests = [
+            MoveRequest(
+                **shared,  # type: ignore[arg-type]
+                artifact="matrix",
+                expired=now >= statement.expires_at,
+                statement_purpose=cargo.matrix.purpose,
+            )
+        ]
+        if cargo.capsule is not None:
+            expired = now >= cargo.capsule.signed.statement.expires_at
+            requests.append(
+                MoveRequest(**shared, artifact="capsule", expired=expired, statement_purpose="")  # type: ignore[arg-type]
+            )
+        return requests
+
+    def _check(self, cargo: Cargo) -> None:
+        now = self.clock()
+        SealedMatrix.open(cargo.matrix.chunks, cargo.matrix.signed.envelope, trusted=self.trusted, now=now)
+        if cargo.capsule is not None:
+            signed = cargo.capsule.signed
+            verify(signed.envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=now)
+            if signed.statement.subjects[CAPSULE] != digest(cargo.capsule.payload):
+                raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
+        if len(cargo.parameters) > MAX_PARAMETER_BYTES:
+            raise Refused(
+                Reason.PARAMETERS_REFUSED,
+                f"the parameters take {len(cargo.parameters)} bytes, {MAX_PARAMETER_BYTES} may cross",
+                "put data into records and sanitize them; parameters are for settings",
+            )
+
+    def _grant(self, crossing_id: str, cargo: Cargo, errand: Errand) -> Signed:
+        now = self.clock()
+        predicate = {
+            "crossing": crossing_id,
+            "from_zone": self.home_zone.name,
+            "to_zone": errand.zone.name,
+            "purpose": errand.purpose,
+            "job": errand.job,
+            "matrix_statement": cargo.matrix.signed.digest,
+            "issued_at": timestamp(now),
+            "expires_at": timestamp(min(now + self.grant_lasts, cargo.matrix.signed.statement.expires_at)),
+        }
+        return sign(Statement(subjects=cargo.subjects(), predicate_type=GRANT_TYPE, predicate=predicate), self.key)
+
+    def _record(
+        self, crossing_id: str, cargo: Cargo, errand: Errand, decisions: Sequence[Decision], grant: Signed
+    ) -> Receipt:
+        signed = [cargo.matrix.signed, grant, *([cargo.capsule.signed] if cargo.capsule else [])]
+        return self.ledger.intend(
+            "delivery" if errand.zone.kind is ZoneKind.PRIVATE else "crossing",
+            {
+                "crossing": crossing_id,
+                "job": errand.job,
+                "actor": errand.person,
+                "from_zone": self.home_zone.name,
+                "to_zone": errand.zone.name,
+                "jurisdiction": errand.zone.jurisdiction,
+                "provider": errand.zone.provider,
+                "purpose": errand.purpose,
+                "justification": errand.justification_key,
+                "labels": errand.labels.to_json(),
+                "decision": decisions[0].to_json(),
+                "decisions": [decision.to_json() for decision in decisions],
+                "statements": [self.ledger.attach(one.envelope) for one in signed],
+                "subjects": cargo.subjects(),
+                "columns": list(cargo.matrix.columns),
+                "rows": cargo.matrix.rows,
+                "bytes": _size(cargo),
+            },
+        )
+
+
+def _size(cargo: Cargo) -> int:
+    capsule = len(cargo.capsule.payload) if cargo.capsule else 0
+    return cargo.matrix.size_bytes + len(cargo.parameters) + capsule

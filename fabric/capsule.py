@@ -1,0 +1,203 @@
+"""Capsules: outbound code as the exact bytes that cross, inspected before they do.
+
+Two checks, neither trusting the other: the function is walked, for messages a person can act on, and then the pickled
+bytes are read opcode by opcode without running them. The second decides, whatever became of the function since.
+Where code came from does not cross: file, module and qualified names, line tables, annotations.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import enum
+import io
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CodeType, FunctionType, MethodType
+from typing import Any
+
+import cloudpickle
+from cloudpickle.cloudpickle import _dynamic_class_reduce
+
+from fabric.approved import reference
+from fabric.artifacts import digest
+from fabric.captures import Use, Walk
+from fabric.constants import CapsuleLimits, Constants, InspectText, Problem
+from fabric.errors import CapsuleRefused, Reason
+from fabric.payload import CODE_FILE, read_payload
+from fabric.xray import Capture, XRay, refused
+
+DEFAULT_LIMITS = CapsuleLimits()
+_MODULE = "capsule"
+_MODULE_PLACES = ("__file__", "__path__", "__package__")
+_CLASS_EXTRAS = ("__annotations__", "__firstlineno__", "__static_attributes__")
+_DYNAMIC = 6  # parts of cloudpickle's reduction of a class by value
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Capsule:
+    """A function that may cross: its bytes, their digest, and what was seen in them."""
+
+    payload: bytes
+    digest: str
+    xray: XRay
+
+
+def xray(fn: Callable[..., object], *, inspect_text: InspectText, limits: CapsuleLimits = DEFAULT_LIMITS) -> XRay:
+    """Say what `fn` would carry over the border, and what of it must not cross.
+
+    Args:
+        fn: a function, method, partial or other callable.
+        inspect_text: returns the names of the identifier entities in a text.
+        limits: how much a capsule may hold.
+
+    Raises:
+        CapsuleRefused: `INSPECTION_FAILED` if a text could not be inspected.
+    """
+    return _examine(fn, Constants(inspect_text, limits))[0]
+
+
+def seal_capsule(
+    fn: Callable[..., object], *, inspect_text: InspectText, limits: CapsuleLimits = DEFAULT_LIMITS
+) -> Capsule:
+    """Return `fn` as the bytes that may cross.
+
+    Raises:
+        CapsuleRefused: `CAPSULE_CAPTURES_DATA`, `CAPSULE_IDENTIFIER`, `CAPSULE_TOO_LARGE`, `CAPSULE_UNREADABLE` or
+            `INSPECTION_FAILED`; the message names each refused capture, the hint is the way out of the worst.
+    """
+    seen, payload = _examine(fn, Constants(inspect_text, limits))
+    if seen.refused:
+        raise seen.error()
+    return Capsule(payload=payload, digest=digest(payload), xray=seen)
+
+
+def open_capsule(payload: bytes, expected_digest: str) -> Callable[..., Any]:
+    """Return the function in `payload`. Runs in the zone that the capsule was sent to.
+
+    Raises:
+        CapsuleRefused: `DIGEST_MISMATCH` if these are not the bytes that were inspected, `CAPSULE_UNREADABLE` if they
+            cannot be opened here.
+    """
+    if digest(payload) != expected_digest:
+        raise CapsuleRefused(Reason.DIGEST_MISMATCH, "the capsule is not the one that was inspected", "send it again")
+    try:
+        python, function = pickle.loads(payload)  # noqa: S301 - the digest is the one the sender signed
+    except Exception as error:  # noqa: BLE001 - a foreign error may quote a constant
+        kind = type(error).__name__
+        raise CapsuleRefused(
+            Reason.CAPSULE_UNREADABLE,
+            f"the capsule cannot be opened here ({kind})",
+            "install the same Python, numpy, pyarrow and torch in both zones",
+        ) from None
+    if python != _python():
+        raise CapsuleRefused(
+            Reason.CAPSULE_UNREADABLE,
+            f"the capsule was sealed with Python {python}",
+            "run the same Python in both zones",
+        )
+    return function  # type: ignore[no-any-return]
+
+
+def _examine(fn: Callable[..., object], constants: Constants) -> tuple[XRay, bytes]:
+    name = constants.shown(str(getattr(fn, "__qualname__", type(fn).__qualname__)))
+    # 1. Walk the function.
+    captures, payload = _walked(fn, name, constants), b""
+    # 2. Pickle it, and believe nothing but the bytes.
+    if not any(capture.reason for capture in captures):
+        try:
+            payload = _pickled(fn)
+        except Exception as error:  # noqa: BLE001 - an object's own error may quote its content
+            captures += [_unreadable(name, type(error).__name__)]
+        else:
+            captures += read_payload(payload, constants)
+    found = XRay(
+        function=name,
+        size_bytes=len(payload) if payload else None,
+        captures=tuple(captures),
+        entities=dict(constants.entities),
+    )
+    return found, payload
+
+
+def _walked(fn: Callable[..., object], name: str, constants: Constants) -> list[Capture]:
+    walk = Walk(constants)
+    try:
+        walk.value(name, "function", fn, Use(name))
+    except CapsuleRefused:
+        raise
+    except Exception as error:  # noqa: BLE001 - attributes of user objects may raise anything
+        return [*walk.captures, _unreadable(name, type(error).__name__)]
+    return walk.captures
+
+
+def _unreadable(name: str, error_name: str) -> Capture:
+    problem = Problem(reason=Reason.CAPSULE_UNREADABLE, size_text=error_name, fix="use plain functions and values")
+    return refused(name, "function", "function", problem)
+
+
+def _pickled(fn: Callable[..., object]) -> bytes:
+    buffer = io.BytesIO()
+    _Pickler(buffer, protocol=5).dump((_python(), fn))
+    return buffer.getvalue()
+
+
+def _python() -> str:
+    return f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+    """Pickles by value everything that is not approved, without the places it came from."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how `obj` is pickled."""
+        if isinstance(obj, FunctionType) and obj.__module__ == cloudpickle.cloudpickle.__name__:
+            return super().reducer_override(obj)
+        module, name = reference(obj) or ("", "")
+        if module:
+            own_name = getattr(obj, "__name__", "") and obj.__module__ == module and not isinstance(obj, MethodType)
+            return NotImplemented if own_name or "." in name else (getattr, (sys.modules[module], name))
+        if isinstance(obj, enum.Enum):
+            return getattr, (type(obj), obj.name)
+        if isinstance(obj, CodeType):
+            clean = obj.replace(co_filename=CODE_FILE, co_qualname=obj.co_name, co_firstlineno=1, co_linetable=b"")
+            return self.dispatch_table[CodeType](clean)
+        if isinstance(obj, FunctionType):
+            return self._function_reduce(obj)
+        if isinstance(obj, type):
+            return self._class_reduce(obj)
+        if isinstance(obj, dataclasses.Field):
+            plain = copy.copy(obj)
+            plain.type = None
+            return plain.__reduce_ex__(self.proto)
+        return super().reducer_override(obj)
+
+    def _function_getnewargs(self, func: FunctionType) -> tuple[Any, ...]:
+        code, base_globals, *rest = super()._function_getnewargs(func)
+        for place in _MODULE_PLACES:
+            base_globals.pop(place, None)
+        base_globals["__name__"] = _MODULE
+        return code, base_globals, *rest
+
+    def _function_reduce(self, func: FunctionType) -> tuple[Any, ...]:
+        rebuild, args, (attributes, slots), *rest = self._dynamic_function_reduce(func)
+        clean = {"__annotations__": {}, "__module__": _MODULE, "__qualname__": func.__name__}
+        return rebuild, args, (attributes, slots | clean), *rest
+
+    def _class_reduce(self, cls: type) -> Any:  # noqa: ANN401 - a tuple or NotImplemented
+        known = super().reducer_override(cls)
+        if known is not NotImplemented and len(known) < _DYNAMIC:
+            return known  # type(None), types.CodeType and their like
+        rebuild, args, (attributes, slots), *rest = _dynamic_class_reduce(cls)
+        attributes = {name: value for name, value in attributes.items() if name not in _CLASS_EXTRAS}
+        attributes["__module__"] = _MODULE
+        # The last two arguments are a random tracker id, which would change the digest, and a spare.
+        if issubclass(cls, enum.Enum):
+            bases, name, _, members, *_ = args
+            args = (bases, name, name, members, _MODULE, None, None)
+        else:
+            metaclass, name, bases, kwargs, *_ = args
+            args = (metaclass, name, bases, kwargs | {"__module__": _MODULE}, None, None)
+        return rebuild, args, (attributes, slots), *rest

@@ -1,0 +1,254 @@
+"""The command line. Every error is a sentence, a hint and a code; every listing has `--json`; exit status by kind.
+
+Commands that need no cluster import neither Ray nor torch nor Presidio.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fabric.config import Config, Environment, find_config, load_config
+from fabric.errors import FabricError, Reason
+from fabric.local_cluster import LocalCluster, client_env, running, status, stop
+from fabric.people import write_people
+from fabric.starter import PEOPLE, write_starter
+from fabric.statements import PublicKey
+from fabric.stores import Home
+
+app = typer.Typer(
+    name="fabric",
+    help="A hybrid GPU compute fabric for regulated data, on Ray.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+STARTER_PEOPLE = 5_000
+
+
+def main() -> None:
+    """Run the command line; turn every error of ours into its text and exit status."""
+    try:
+        app(standalone_mode=False)
+    except FabricError as error:
+        _fail(error)
+    except typer.Exit as done:
+        raise SystemExit(done.exit_code) from None
+    except (KeyboardInterrupt, typer.Abort):
+        _fail(
+            FabricError(Reason.INTERRUPTED, "interrupted", "what was started is stopped, what was recorded stays"), 130
+        )
+    except Exception as error:
+        # typer's usage errors: show them as click does, with its exit status.
+        show = getattr(error, "show", None)
+        if show is None:
+            raise
+        show()
+        raise SystemExit(2) from None
+
+
+@app.command()
+def init(
+    folder: Annotated[Path, typer.Argument(help="Where to write the files.")] = Path("."),
+    rows: Annotated[int, typer.Option(help="How many made-up people.", min=100, max=1_000_000)] = STARTER_PEOPLE,
+) -> None:
+    """Write a first fabric.toml with made-up records, a recipe, a training and a sweep."""
+    names = write_starter(folder)
+    write_people(folder / PEOPLE, rows=rows, seed=7)
+    typer.echo(f"Wrote {', '.join([*names, PEOPLE])} in {folder}. Next: cd {folder} && fabric up")
+
+
+@app.command()
+def up(config: ConfigOption = None) -> None:
+    """Start a two-zone Ray cluster on this machine, for notebooks and jobs to join."""
+    from fabric.local_fabric import start_local  # noqa: PLC0415 - only this command starts anything
+
+    loaded, environment = _config(config)
+    cluster = start_local(loaded, environment, progress=lambda line: typer.echo(f"  {line}", err=True))
+    _print_joining(cluster, loaded)
+
+
+@app.command()
+def down(config: ConfigOption = None) -> None:
+    """Stop the local cluster; evidence, keys and models stay."""
+    loaded, _ = _config(config)
+    typer.echo("Stopped." if stop(loaded.state) else "No fabric was up.")
+
+
+@app.command("status")
+def show_status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
+    """Show the zones, their nodes, and what has crossed."""
+    loaded, environment = _config(config)
+    cluster = running(loaded.state)
+    nodes = status(cluster) if cluster else []
+    crossed = _crossings(loaded, environment)
+    if as_json:
+        _print_json(
+            {
+                "up": cluster is not None,
+                "gcs_address": cluster.gcs_address if cluster else None,
+                "dashboard_url": cluster.dashboard_url if cluster else None,
+                "nodes": [
+                    {"zone": n.zone, "alive": n.alive, "processes": n.processes, "rss_bytes": n.rss_bytes}
+                    for n in nodes
+                ],
+                "crossings": crossed,
+            }
+        )
+        return
+    typer.echo(f"{loaded.name}: {'up' if cluster else 'down'} ({loaded.path})")
+    for node in nodes:
+        zone = loaded.zones.get(node.zone)
+        kind = zone.kind.value if zone else "?"
+        state = "alive" if node.alive else "DEAD"
+        typer.echo(
+            f"  {node.zone:<12} {kind:<8} {state:<6} {node.processes:>3} processes  {node.rss_bytes >> 20:>6} MiB"
+        )
+    if cluster:
+        typer.echo(f"  dashboard and jobs: {cluster.dashboard_url}")
+    typer.echo(f"{len(crossed)} crossings recorded")
+    for row in crossed:
+        typer.echo(
+            f"  {row['at'][:19]}  {row['crossing'][:12]} -> {row['to_zone']}  {row['rows']:,} rows  "
+            f"{row['bytes']:,} bytes  {','.join(row['columns'])}"
+        )
+
+
+@app.command()
+def env(config: ConfigOption = None) -> None:
+    """Print the shell settings that `ray job submit` needs: eval "$(fabric env)"."""
+    loaded, _ = _config(config)
+    for name, value in sorted(client_env(_running(loaded)).items()):
+        typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+@app.command()
+def evidence(
+    config: ConfigOption = None,
+    save: Annotated[Path | None, typer.Option("--save", help="Write the bundle for an auditor.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List what was recorded, or save it as one file that verifies offline."""
+    loaded, environment = _config(config)
+    found = _evidence(loaded, environment)
+    if save is not None:
+        target = found.save(save)
+        typer.echo(f"Wrote {target}: {len(found.entries)} records. Check it with: fabric verify {target}")
+        typer.echo(f"Give the auditor this key by another way: {found.key.to_text()}")
+    elif as_json:
+        _print_json([{"index": entry.index, **entry.record} for entry in found.entries])
+    else:
+        typer.echo(str(found))
+
+
+@app.command()
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="A file that `fabric evidence --save` wrote.")],
+    key: Annotated[list[str] | None, typer.Option("--key", help="The log's public key, from its owner.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a bundle of evidence offline: signatures, tree, and that the story holds together."""
+    from fabric.evidence import verify_file  # noqa: PLC0415
+
+    trusted = [PublicKey.from_text(text) for text in key] if key else None
+    found = verify_file(bundle, trusted)
+    if as_json:
+        _print_json(
+            {
+                "valid": True,
+                "trusted": found.trusted,
+                "records": found.records,
+                "checkpoints": found.checkpoints,
+                "statements": found.statements,
+                "crossings": found.crossings,
+                "refusals": found.refusals,
+                "open_intents": list(found.open_intents),
+                "keyids": list(found.keyids),
+            }
+        )
+        return
+    typer.echo(
+        f"Verified: {found.records} records, {found.crossings} crossings resting on {found.statements} statements, "
+        f"{found.refusals} refusals, {len(found.open_intents)} intents without an outcome."
+    )
+    typer.echo(f"Signed by key {found.keyids[0]}.")
+    if not found.trusted:
+        typer.echo(
+            "The key came from the bundle itself: this shows that the bundle is whole, not whose it is. Use --key."
+        )
+
+
+@app.command()
+def demo(
+    rows: Annotated[int, typer.Option(help="How many made-up people.", min=500, max=1_000_000)] = STARTER_PEOPLE,
+) -> None:
+    """Run the main job on this machine, both zones played by it, in under two minutes, offline."""
+    from fabric.demo import run_demo  # noqa: PLC0415 - starts Ray
+
+    run_demo(rows=rows, environment=Environment.read())
+
+
+def _config(path: Path | None) -> tuple[Config, Environment]:
+    environment = Environment.read()
+    return load_config(find_config(environment, path, Path.cwd())), environment
+
+
+def _running(config: Config) -> LocalCluster:
+    cluster = running(config.state)
+    if cluster is None:
+        raise FabricError(Reason.FABRIC_DOWN, f"no fabric is up for {config.path}", "`fabric up` starts one")
+    return cluster
+
+
+def _evidence(config: Config, environment: Environment) -> Any:
+    from fabric.evidence import Evidence  # noqa: PLC0415
+    from fabric.recording import open_ledger  # noqa: PLC0415
+
+    home = Home.open(config.state)
+    key = home.signing_key()
+    ledger = open_ledger(config, home, key)
+    try:
+        return Evidence.of(ledger, key.public)
+    finally:
+        ledger.close()
+
+
+def _crossings(config: Config, environment: Environment) -> list[dict[str, Any]]:
+    if not (config.state / "evidence").is_dir():
+        return []
+    found = _evidence(config, environment)
+    keep = ("crossing", "job", "to_zone", "purpose", "rows", "bytes", "columns")
+    return [
+        {"at": entry.record["at"], **{name: entry.record["body"][name] for name in keep}}
+        for entry in found.entries
+        if entry.record["action"] == "crossing" and entry.record["phase"] == "intent"
+    ]
+
+
+def _print_joining(cluster: LocalCluster, config: Config) -> None:
+    typer.echo(f"{config.name} is up: {', '.join(node for node in config.zones)}")
+    typer.echo(f"  dashboard and jobs  {cluster.dashboard_url}")
+    typer.echo("  notebook            import fabric; session = fabric.connect()")
+    typer.echo('  ray job submit      eval "$(fabric env)"')
+    typer.echo("  stop                fabric down")
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2))
+
+
+def _fail(error: FabricError, exit_status: int | None = None) -> None:
+    if "--json" in sys.argv:
+        typer.echo(json.dumps(error.to_json(), indent=2))
+    typer.echo(f"Error: {error}", err=True)
+    raise SystemExit(error.exit_status if exit_status is None else exit_status)

@@ -1,0 +1,241 @@
+"""Configuration: `fabric.toml` and the environment, read once, here, and passed down.
+
+No other module reads the environment, except the command line's edge, which hands it to this one.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from fabric.errors import InvalidInput, Reason, nearest
+from fabric.labels import Labels
+from fabric.specs import Spec, parse
+from fabric.statements import PublicKey
+from fabric.zones import Zone, ZoneKind
+
+FILE_NAME = "fabric.toml"
+
+
+class _ZoneTable(Spec):
+    kind: Literal["private", "public", "edge"]
+    jurisdiction: str
+    provider: str = "local"
+    region: str = "local"
+    slots: int = 4
+    cpus: int = 0
+    gpus: int = 0
+
+
+class _RecordsTable(Spec):
+    path: str
+    labels: Annotated[dict[str, Any], Field(default_factory=dict)]
+
+
+class _LocalTable(Spec):
+    gcs_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 0
+
+
+class _FabricTable(Spec):
+    name: str
+    state: str = ".fabric"
+    statement_days: Annotated[int, Field(ge=1, le=366)] = 30
+    crossing_minutes: Annotated[int, Field(ge=1, le=10_080)] = 240
+
+
+class _File(Spec):
+    fabric: _FabricTable
+    zones: dict[str, _ZoneTable]
+    records: Annotated[dict[str, _RecordsTable], Field(default_factory=dict)]
+    local: _LocalTable = _LocalTable()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RecordsSource:
+    """Raw records as declared: where they lie in the private zone and what their owner labelled them."""
+
+    name: str
+    path: Path
+    labels: Labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """All of `fabric.toml`, checked.
+
+    Attributes:
+        path: the file itself, absolute.
+        state: folder of keys, evidence and models, absolute.
+    """
+
+    path: Path
+    name: str
+    state: Path
+    zones: Mapping[str, Zone]
+    records: Mapping[str, RecordsSource]
+    gcs_port: int
+    dashboard_port: int
+    statement_days: int
+    crossing_minutes: int
+
+    @property
+    def private(self) -> Zone:
+        """Return the one private zone."""
+        return next(zone for zone in self.zones.values() if zone.kind is ZoneKind.PRIVATE)
+
+    def source(self, name: str) -> RecordsSource:
+        """Return the records declared as `name`.
+
+        Raises:
+            InvalidInput: `UNKNOWN_RECORDS`, with the nearest declared name.
+        """
+        if name not in self.records:
+            raise InvalidInput(Reason.UNKNOWN_RECORDS, f"unknown records {name!r}", nearest(name, self.records))
+        return self.records[name]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Environment:
+    """What the process was told by its environment.
+
+    Attributes:
+        zone: the zone of the node this process runs on; empty outside a fabric's cluster.
+        trusted: keys that the node believes; provisioned with the node, so they do not travel with the data.
+        job_labels: metadata of the Ray job this process drives, less Ray's own keys.
+        working_dir: the job's working directory URI, if it has one.
+    """
+
+    config_path: Path | None
+    zone: str
+    trusted: tuple[PublicKey, ...]
+    job_id: str
+    job_labels: Mapping[str, str]
+    working_dir: str
+    person: str
+    ray_address: str
+    variables: Mapping[str, str]
+
+    @classmethod
+    def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
+        """Read the environment (or `variables` in its place)."""
+        env = dict(os.environ) if variables is None else dict(variables)
+        job = _ray_job(env.get("RAY_JOB_CONFIG_JSON_ENV_VAR", ""))
+        metadata = {str(k): str(v) for k, v in (job.get("metadata") or {}).items()}
+        job_id = metadata.pop("job_submission_id", "")
+        metadata.pop("job_name", None)
+        return cls(
+            config_path=Path(env["FABRIC_CONFIG"]) if env.get("FABRIC_CONFIG") else None,
+            zone=env.get("FABRIC_ZONE", ""),
+            trusted=tuple(PublicKey.from_text(t) for t in env.get("FABRIC_TRUSTED_KEYS", "").split(",") if t),
+            job_id=job_id,
+            job_labels=metadata,
+            working_dir=str((job.get("runtime_env") or {}).get("working_dir", "")),
+            person=env.get("FABRIC_PERSON") or _login(),
+            ray_address=env.get("RAY_ADDRESS", ""),
+            variables=env,
+        )
+
+
+def find_config(environment: Environment, given: Path | None, start: Path) -> Path:
+    """Return the `fabric.toml` to use: the one given, the environment's, or the nearest at or above `start`.
+
+    Raises:
+        InvalidInput: `CONFIG_MISSING`.
+    """
+    chosen = given or environment.config_path
+    if chosen is not None:
+        path = chosen / FILE_NAME if chosen.is_dir() else chosen
+        if path.is_file():
+            return path.resolve()
+        raise InvalidInput(Reason.CONFIG_MISSING, f"there is no {path}", "`fabric init` writes a first fabric.toml")
+    for folder in (start, *start.parents):
+        if (folder / FILE_NAME).is_file():
+            return (folder / FILE_NAME).resolve()
+    raise InvalidInput(
+        Reason.CONFIG_MISSING,
+        "there is no fabric.toml here or above",
+        "`fabric init` writes a first one; or name one with --config",
+    )
+
+
+def load_config(path: Path) -> Config:
+    """Read and check `fabric.toml`. Relative paths in it are relative to the file.
+
+    Raises:
+        InvalidInput: `CONFIG_MISSING`, `CONFIG_INVALID`, `UNKNOWN_KEY`, `UNKNOWN_LABEL` or `LABEL_INVALID`.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise InvalidInput(Reason.CONFIG_MISSING, f"{path} cannot be read as text", "check the path") from None
+    raw = parse(_File, text, source=path.name)
+    folder = path.resolve().parent
+    zones = {
+        name: Zone(name=name, **{**table.model_dump(), "kind": ZoneKind(table.kind)})
+        for name, table in raw.zones.items()
+    }
+    private = [zone.name for zone in zones.values() if zone.kind is ZoneKind.PRIVATE]
+    if len(private) != 1:
+        raise InvalidInput(
+            Reason.CONFIG_INVALID,
+            f"{path.name} declares {len(private)} private zones",
+            "declare exactly one zone of kind private",
+        )
+    return Config(
+        path=path.resolve(),
+        name=raw.fabric.name,
+        state=(folder / raw.fabric.state).resolve(),
+        zones=zones,
+        records={
+            name: RecordsSource(name=name, path=(folder / table.path).resolve(), labels=_labels(table.labels, zones))
+            for name, table in raw.records.items()
+        },
+        gcs_port=raw.local.gcs_port,
+        dashboard_port=raw.local.dashboard_port,
+        statement_days=raw.fabric.statement_days,
+        crossing_minutes=raw.fabric.crossing_minutes,
+    )
+
+
+def _labels(raw: Mapping[str, object], zones: Mapping[str, Zone]) -> Labels:
+    labels = Labels.parse(raw)
+    check_zones(labels, zones)
+    return labels
+
+
+def check_zones(labels: Labels, zones: Mapping[str, Zone]) -> None:
+    """Refuse labels that allow a zone which is not declared.
+
+    Raises:
+        InvalidInput: `UNKNOWN_ZONE`, with the nearest declared name.
+    """
+    for name in sorted(labels.allowed_execution_zone):
+        if name not in zones:
+            raise InvalidInput(
+                Reason.UNKNOWN_ZONE,
+                f"label 'allowed_execution_zone' names an unknown zone {name!r}",
+                nearest(name, zones),
+            )
+
+
+def _ray_job(text: str) -> dict[str, Any]:
+    try:
+        job = json.loads(text or "{}")
+    except ValueError:
+        return {}
+    return job if isinstance(job, dict) else {}
+
+
+def _login() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"

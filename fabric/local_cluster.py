@@ -1,0 +1,554 @@
+"""A Ray cluster of several zones on one machine: start it, find it again, stop it.
+
+The private zone is the head node; every other zone is a node with no CPU, its own folder and a minimal environment.
+All listen on the loopback interface only, behind a token. This shows where work lands and what leaves; it is one
+machine and one user, so it is no wall between the zones.
+
+Every process of a cluster carries the cluster's random id in its environment. That mark, not a pid or a name, decides
+what belongs to the cluster, so no other Ray on the machine is ever touched. This module never imports Ray.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from http.client import HTTPException
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import psutil
+
+from fabric import _ray_node
+from fabric._ray_node import MARK
+from fabric.errors import ClusterUnavailable, InvalidInput, Reason, nearest
+from fabric.zones import Zone, ZoneKind
+
+START_TIMEOUT_S = 90.0
+GRACE_S = 6.0
+WATCH_EVERY_S = 0.5
+KILL_TIMEOUT_S = 20.0
+_STATE, _LOCK, _TOKEN, _KEPT = "cluster.json", "cluster.lock", "ray-token", "failed-start"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ports:
+    """Ports that a user may want to fix; 0 lets the kernel choose. All others are always chosen by the kernel."""
+
+    gcs: int = 0
+    dashboard: int = 0
+
+    def __post_init__(self) -> None:
+        for purpose, port in asdict(self).items():
+            if port and not 1024 <= port <= 65535:
+                raise InvalidInput(
+                    Reason.CONFIG_INVALID, f"{purpose} port {port} is out of range", "use 1024 to 65535, or 0 for any"
+                )
+        if self.gcs and self.gcs == self.dashboard:
+            raise InvalidInput(Reason.CONFIG_INVALID, f"port {self.gcs} is given twice", "use two different ports")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """One zone's node: the process that holds it (`ray start --block`) and its folder; pid 0 before it starts."""
+
+    zone: str
+    temp: Path
+    pid: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """What the operating system says of one zone's node. Without an observer in Ray: psutil only."""
+
+    zone: str
+    pid: int
+    alive: bool
+    processes: int
+    rss_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalCluster:
+    """One cluster, as its state file tells it: the first node is the head; without a dashboard it is still starting."""
+
+    id: str
+    state_dir: Path
+    started_at: str
+    nodes: tuple[Node, ...]
+    gcs_address: str = ""
+    dashboard_url: str = ""
+
+    @property
+    def token_path(self) -> Path:
+        """Return the file that holds the cluster's token."""
+        return self.state_dir / _TOKEN
+
+    @property
+    def private_temp(self) -> Path:
+        """Return the private node's folder: sessions, logs, sockets, spilled objects."""
+        return self.nodes[0].temp
+
+    @property
+    def public_temps(self) -> Mapping[str, Path]:
+        """Return the folder of each other zone's node."""
+        return {node.zone: node.temp for node in self.nodes[1:]}
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the cluster as a JSON object."""
+        nodes = [{"zone": node.zone, "temp": str(node.temp), "pid": node.pid} for node in self.nodes]
+        return {**asdict(self), "state_dir": str(self.state_dir), "nodes": nodes}
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> LocalCluster:
+        """Return the cluster that `to_json` wrote.
+
+        Raises:
+            ClusterUnavailable: `CLUSTER_FAILED`, if `value` is not such an object.
+        """
+        try:
+            nodes = tuple(Node(**{**node, "temp": Path(node["temp"])}) for node in value["nodes"])
+            if not nodes or [node.temp for node in nodes] != _temps(value["id"], len(nodes)):
+                raise ValueError  # These folders are removed in the end: no others than ours.
+            return cls(**{**value, "state_dir": Path(value["state_dir"]), "nodes": nodes})
+        except (KeyError, TypeError, ValueError):
+            raise ClusterUnavailable(
+                Reason.CLUSTER_FAILED,
+                "the state of the local cluster is not readable",
+                f"if no cluster of yours runs, remove {_STATE} from the state folder",
+            ) from None
+
+
+def client_env(cluster: LocalCluster, base_env: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return what a driver or `ray job submit` needs on top of its own environment, `base_env`.
+
+    `RAY_ADDRESS` is for `ray.init()`, `RAY_API_SERVER_ADDRESS` for the jobs command line. Where `base_env` names a
+    proxy, the cluster is exempted from it.
+    """
+    return {
+        "RAY_ADDRESS": cluster.gcs_address,
+        "RAY_API_SERVER_ADDRESS": cluster.dashboard_url,
+        "RAY_AUTH_TOKEN": "",  # It would win over the file; empty, it does not.
+        **_ray_node.past_the_proxy(base_env),
+        **_ray_node.client_settings(cluster.token_path),
+    }
+
+
+# Start.
+
+
+def start(
+    zones: Sequence[Zone],
+    *,
+    state_dir: Path,
+    private_env: Mapping[str, str],
+    public_env: Mapping[str, Mapping[str, str]],
+    ports: Ports,
+    base_env: Mapping[str, str],
+    progress: Callable[[str], None],
+    tied_to_pid: int | None = None,
+) -> LocalCluster:
+    """Start one node per zone and return when all are registered and the dashboard answers.
+
+    Args:
+        zones: exactly one of kind private, which becomes the head.
+        state_dir: where the state file, the token and the lock live.
+        private_env: what the private node gets on top of `base_env`.
+        public_env: what each other zone's node gets on top of a minimal environment, by zone name.
+        ports: ports to fix.
+        base_env: the environment of the caller.
+        progress: told one line at each step; what it raises undoes the start.
+        tied_to_pid: the cluster stops when this process dies; without it, the cluster outlives its starter.
+
+    Raises:
+        ClusterUnavailable: `FABRIC_ALREADY_UP`, `PORT_TAKEN`, or `CLUSTER_FAILED` with the folder of the logs.
+        InvalidInput: `CONFIG_INVALID` if there is not one private zone, `UNKNOWN_ZONE` for a key of `public_env`.
+    """
+    ordered = _head_first(zones)
+    for name in public_env.keys() - {zone.name for zone in ordered[1:]}:
+        raise InvalidInput(
+            Reason.UNKNOWN_ZONE, f"no public zone {name!r}", nearest(name, [zone.name for zone in ordered[1:]])
+        )
+    state_dir = state_dir.absolute()
+    state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with _lock(state_dir, wait=False):
+        # 1. Refuse what is up already, forget what is dead, refuse a taken port.
+        _refuse_second(state_dir)
+        _require_free(ports.gcs, "the GCS of Ray")
+        _require_free(ports.dashboard, "the dashboard and the jobs API")
+        # 2. Write down what is about to exist, so that it is cleaned up whatever happens; then make it exist.
+        cluster = _planned(ordered, state_dir)
+        try:
+            _prepare(cluster)
+            if tied_to_pid is not None:
+                _start_watcher(cluster, base_env, tied_to_pid)
+            environments = _environments(cluster, base_env, private_env, public_env)
+            cluster = _bring_up(cluster, ordered, environments, ports, progress)
+            # 3. Believe it when the dashboard lists every zone.
+            progress("waiting for the dashboard")
+            _await(cluster, cluster.nodes[0], lambda _: _listing(cluster), time.monotonic() + START_TIMEOUT_S)
+            _write(cluster)
+            return cluster
+        except BaseException as error:
+            if isinstance(error, ClusterUnavailable):
+                _keep_logs(cluster)
+            _erase(_read(state_dir) or cluster)
+            raise
+
+
+def _head_first(zones: Sequence[Zone]) -> list[Zone]:
+    ordered = sorted(zones, key=lambda zone: zone.kind is not ZoneKind.PRIVATE)
+    heads = [zone.name for zone in zones if zone.kind is ZoneKind.PRIVATE]
+    if len(heads) != 1 or len({zone.name for zone in zones}) != len(zones):
+        raise InvalidInput(
+            Reason.CONFIG_INVALID,
+            f"a local cluster cannot be made of the zones {', '.join(zone.name for zone in zones) or '(none)'}",
+            "declare exactly one zone of kind private, which holds the head node, and every zone once",
+        )
+    return ordered
+
+
+def _planned(ordered: Sequence[Zone], state_dir: Path) -> LocalCluster:
+    cluster_id = secrets.token_hex(8)
+    temps = _temps(cluster_id, len(ordered))
+    nodes = tuple(Node(zone=zone.name, temp=temp) for zone, temp in zip(ordered, temps, strict=True))
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return LocalCluster(id=cluster_id, state_dir=state_dir, started_at=now, nodes=nodes)
+
+
+def _temps(cluster_id: str, count: int) -> list[Path]:
+    # Short, and not below TMPDIR: the path of a Unix socket ends at 107 bytes, and Ray's part of it takes 70.
+    return [Path(f"/tmp/fz-{cluster_id[:8]}-{index}") for index in range(count)]  # noqa: S108
+
+
+def _prepare(cluster: LocalCluster) -> None:
+    shutil.rmtree(cluster.state_dir / _KEPT, ignore_errors=True)
+    _write(cluster)
+    for node in cluster.nodes:
+        node.temp.mkdir(mode=0o700)
+    _write_private(cluster.token_path, secrets.token_hex(32))
+
+
+def _environments(
+    cluster: LocalCluster,
+    base: Mapping[str, str],
+    private: Mapping[str, str],
+    public: Mapping[str, Mapping[str, str]],
+) -> list[dict[str, str]]:
+    settings = _ray_node.node_settings(cluster.id, cluster.token_path)
+    head = cluster.private_temp
+    return [
+        _ray_node.private_environment(base, private, settings, head),
+        *(
+            _ray_node.public_environment(base, public.get(node.zone, {}), settings, node.temp, head)
+            for node in cluster.nodes[1:]
+        ),
+    ]
+
+
+def _bring_up(
+    cluster: LocalCluster,
+    ordered: Sequence[Zone],
+    environments: Sequence[Mapping[str, str]],
+    ports: Ports,
+    progress: Callable[[str], None],
+) -> LocalCluster:
+    """Start the head and, as soon as its GCS has a port, all other nodes; return when every node is registered."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    temps = [node.temp for node in cluster.nodes]
+    command = _ray_node.head_command(ordered[0], temps[0], gcs_port=ports.gcs, dashboard_port=ports.dashboard)
+    for index, zone in enumerate(ordered):
+        progress(f"starting zone {zone.name}")
+        if index:
+            command = _ray_node.other_command(zone, temps[index], gcs_address=cluster.gcs_address)
+        node = replace(cluster.nodes[index], pid=_spawn(command, environments[index], temps[index]))
+        cluster = replace(cluster, nodes=(*cluster.nodes[:index], node, *cluster.nodes[index + 1 :]))
+        _write(cluster)
+        if not index:
+            cluster = replace(cluster, gcs_address=_await(cluster, node, _ray_node.gcs_address, deadline))
+    for node in cluster.nodes:
+        _await(cluster, node, _ray_node.registered, deadline)
+        progress(f"zone {node.zone} is up")
+    return replace(cluster, dashboard_url=_await(cluster, cluster.nodes[0], _ray_node.dashboard_url, deadline))
+
+
+def _start_watcher(cluster: LocalCluster, base_env: Mapping[str, str], pid: int) -> None:
+    command = [sys.executable, "-m", __name__, "--watch", str(pid), cluster.id, str(cluster.state_dir)]
+    _spawn(command, {**base_env, MARK: cluster.id}, cluster.private_temp)
+
+
+def _spawn(command: Sequence[str], env: Mapping[str, str], folder: Path) -> int:
+    with _ray_node.output_file(folder).open("ab") as output:
+        process = subprocess.Popen(
+            command,
+            cwd=folder,
+            env=dict(env),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C in the terminal is for the caller, not for the cluster.
+        )
+    process.returncode = 0  # The state file holds the process from here on; this object would warn when it goes.
+    return process.pid
+
+
+def _await(cluster: LocalCluster, node: Node, look: Callable[[Path], str], deadline: float) -> str:
+    """Return the first text that `look` sees in the node's folder."""
+    while not (seen := look(node.temp)):
+        late = time.monotonic() > deadline
+        if late or not _is_alive(cluster, node):
+            raise ClusterUnavailable(
+                Reason.CLUSTER_FAILED,
+                f"the node of zone {node.zone!r} {'did not start in time' if late else 'stopped while it started'}",
+                f"its logs are in {cluster.state_dir / _KEPT / node.zone}",
+            )
+        time.sleep(0.05)
+    return seen
+
+
+def _listing(cluster: LocalCluster) -> str:
+    """Return the zones that the dashboard, asked with the token, lists as alive; "" unless it lists all of them."""
+    request = urllib.request.Request(  # noqa: S310 - our own loopback address
+        f"{cluster.dashboard_url}/api/v0/nodes",
+        headers={"Authorization": f"Bearer {cluster.token_path.read_text()}"},
+    )
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(request, timeout=5.0) as response:
+            listed = json.load(response)["data"]["result"]["result"]
+    except (OSError, HTTPException, ValueError, KeyError, TypeError):
+        return ""
+    alive = {node["labels"].get("zone") for node in listed if node["state"] == "ALIVE"}
+    return " ".join(sorted(alive)) if alive == {node.zone for node in cluster.nodes} else ""
+
+
+def _require_free(port: int, purpose: str) -> None:
+    if port == 0 or _ray_node.is_free(port):
+        return
+    near = next((other for other in range(port + 1, min(port + 200, 65536)) if _ray_node.is_free(other)), 0)
+    raise ClusterUnavailable(
+        Reason.PORT_TAKEN,
+        f"port {port}, wanted for {purpose}, is taken",
+        f"use port {near}, which is free, or 0 for any" if near else "use port 0 for any",
+    )
+
+
+def _keep_logs(cluster: LocalCluster) -> None:
+    """Keep the logs of a start that failed; no work has run, so there is no data in them."""
+    for node in cluster.nodes:
+        kept = cluster.state_dir / _KEPT / node.zone
+        with suppress(OSError, shutil.Error):
+            kept.mkdir(parents=True)
+            shutil.copy(_ray_node.output_file(node.temp), kept)
+            shutil.copytree(_ray_node.log_folder(node.temp), kept / "logs")
+
+
+# Find.
+
+
+def running(state_dir: Path) -> LocalCluster | None:
+    """Return the cluster of `state_dir` whose head is alive; clean up after one that died.
+
+    Raises:
+        ClusterUnavailable: `CLUSTER_FAILED`, if the state file is not readable.
+    """
+    state_dir = state_dir.absolute()
+    cluster = _read(state_dir)
+    if cluster is None or _is_up(cluster):
+        return cluster
+    with suppress(ClusterUnavailable), _lock(state_dir, wait=False):  # If locked, somebody is at work on it.
+        _refuse_second(state_dir)
+    return None
+
+
+def status(cluster: LocalCluster) -> list[NodeStatus]:
+    """Return, for each zone's node, whether it lives, and how many processes and bytes of memory it takes."""
+    return [_status_of(cluster, node) for node in cluster.nodes]
+
+
+def _status_of(cluster: LocalCluster, node: Node) -> NodeStatus:
+    sizes: list[int] = []
+    if _is_alive(cluster, node):
+        with suppress(psutil.Error):
+            launcher = psutil.Process(node.pid)
+            for process in [launcher, *launcher.children(recursive=True)]:
+                with suppress(psutil.Error):
+                    sizes.append(process.memory_info().rss)
+    return NodeStatus(zone=node.zone, pid=node.pid, alive=bool(sizes), processes=len(sizes), rss_bytes=sum(sizes))
+
+
+def _is_up(cluster: LocalCluster) -> bool:
+    return bool(cluster.dashboard_url) and _is_alive(cluster, cluster.nodes[0])
+
+
+def _is_alive(cluster: LocalCluster, node: Node) -> bool:
+    with suppress(psutil.Error):
+        return node.pid > 0 and _is_marked(psutil.Process(node.pid), cluster)
+    return False
+
+
+def _is_marked(process: psutil.Process, cluster: LocalCluster) -> bool:
+    """Say whether a process carries the cluster's mark; one that is gone, a zombie or another user's does not."""
+    with suppress(psutil.Error):
+        return process.environ().get(MARK) == cluster.id
+    return False
+
+
+# Stop.
+
+
+def stop(state_dir: Path) -> bool:
+    """Stop the cluster of `state_dir`; leave no process, folder, token or state of it. Return whether there was one.
+
+    Raises:
+        ClusterUnavailable: `CLUSTER_FAILED`, if a process of it does not die; the state stays, so try again.
+    """
+    state_dir = state_dir.absolute()
+    if not state_dir.is_dir():
+        return False
+    with _lock(state_dir, wait=True):
+        cluster = _read(state_dir)
+        if cluster is not None:
+            _erase(cluster)
+        return cluster is not None
+
+
+def _erase(cluster: LocalCluster) -> None:
+    # 1. Ask the leaders of sessions, which are `ray start` and the drivers of jobs, to end what they began.
+    pids = {node.pid for node in cluster.nodes if node.pid}
+    for process in _members(cluster):
+        pids.add(process.pid)
+        with suppress(psutil.Error, OSError):
+            if os.getsid(process.pid) == process.pid:
+                process.terminate()
+    deadline = time.monotonic() + GRACE_S
+    while time.monotonic() < deadline and _members(cluster):
+        time.sleep(0.1)
+    # 2. Kill the rest, until a look at the whole machine finds none.
+    deadline = time.monotonic() + KILL_TIMEOUT_S
+    while members := _members(cluster):
+        for process in members:
+            with suppress(psutil.Error):
+                process.kill()
+        if time.monotonic() > deadline:
+            raise ClusterUnavailable(
+                Reason.CLUSTER_FAILED,
+                f"processes {sorted(process.pid for process in members)} of the local cluster do not die",
+                "stop it once more; the operating system holds them",
+            )
+        time.sleep(0.05)
+    for pid in pids:
+        with suppress(ChildProcessError):  # Those that this very process started would stay as zombies.
+            os.waitpid(pid, os.WNOHANG)
+    # 3. Remove the files, the state last.
+    for node in cluster.nodes:
+        shutil.rmtree(node.temp, ignore_errors=True)
+    cluster.token_path.unlink(missing_ok=True)
+    (cluster.state_dir / _STATE).unlink(missing_ok=True)
+
+
+def _members(cluster: LocalCluster) -> list[psutil.Process]:
+    """Return the cluster's processes: those that carry its mark, and what these started, but not this process."""
+    every = {process.pid: process for process in psutil.process_iter(["ppid", "status"])}
+    found = {pid for pid, process in every.items() if _is_marked(process, cluster)}
+    while more := {pid for pid, process in every.items() if process.info["ppid"] in found} - found:
+        found |= more
+    dead = {pid for pid in found if every[pid].info["status"] == psutil.STATUS_ZOMBIE}
+    return [every[pid] for pid in found - dead - {os.getpid()}]
+
+
+# The watcher: `python -m fabric.local_cluster --watch PID CLUSTER_ID STATE_DIR`.
+
+
+def _watch(owner: psutil.Process | None, cluster_id: str, state_dir: Path) -> None:
+    """Stop the cluster when `owner` dies, however it dies; end when the cluster is gone."""
+    while _reads_as(cluster_id, state_dir):
+        if owner is None or not _lives(owner):
+            with _lock(state_dir, wait=True):
+                if (cluster := _reads_as(cluster_id, state_dir)) is not None:
+                    _erase(cluster)
+            return
+        time.sleep(WATCH_EVERY_S)
+
+
+def _reads_as(cluster_id: str, state_dir: Path) -> LocalCluster | None:
+    cluster = _read(state_dir)
+    return cluster if cluster is not None and cluster.id == cluster_id else None
+
+
+def _process(pid: int) -> psutil.Process | None:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid)
+    return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+# The state file and its lock.
+
+
+@contextmanager
+def _lock(state_dir: Path, *, wait: bool) -> Iterator[None]:
+    """Hold the right to start or stop the cluster of `state_dir`; the kernel takes it back from a dead holder."""
+    with (state_dir / _LOCK).open("ab") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ClusterUnavailable(
+                Reason.FABRIC_ALREADY_UP, "a cluster with the same state folder is starting or stopping", "wait for it"
+            ) from None
+        yield
+
+
+def _refuse_second(state_dir: Path) -> None:
+    cluster = _read(state_dir)
+    if cluster is not None and _is_up(cluster):
+        raise ClusterUnavailable(
+            Reason.FABRIC_ALREADY_UP,
+            f"a local cluster is up since {cluster.started_at}",
+            "use it, or stop it first",
+        )
+    if cluster is not None:
+        _erase(cluster)
+
+
+def _read(state_dir: Path) -> LocalCluster | None:
+    try:
+        value = json.loads((state_dir / _STATE).read_text())
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        value = {}
+    return LocalCluster.from_json(value)
+
+
+def _write(cluster: LocalCluster) -> None:
+    _write_private(cluster.state_dir / _STATE, json.dumps(cluster.to_json(), indent=2))
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Write a file that only its owner may read, wholly or not at all."""
+    draft = path.with_name(path.name + ".new")
+    draft.unlink(missing_ok=True)
+    with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(text)
+    draft.replace(path)
+
+
+if __name__ == "__main__":
+    _watch(_process(int(sys.argv[2])), sys.argv[3], Path(sys.argv[4]))

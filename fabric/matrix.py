@@ -1,0 +1,123 @@
+"""Sealed matrices: chunks of Arrow bytes, and the statement signed about them.
+
+A `SealedMatrix` exists only if the statement's signature and the digest of every chunk have been verified. Its bytes
+are what crosses; its table is opened from those bytes alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import pyarrow as pa
+
+from fabric.artifacts import chunk_name, digest, digest_of
+from fabric.errors import Reason, StatementInvalid
+from fabric.statements import PublicKey, Signed, verify
+from sanitize.sealing import open_chunk
+
+MATRIX_TYPE = "urn:zonefabric:statement:sanitized-matrix:v1"
+
+
+@dataclass(frozen=True, slots=True)
+class SealedMatrix:
+    """A matrix of numbers with the statement about it.
+
+    Attributes:
+        chunks: one Arrow IPC stream each, rows in order.
+        signed: the verified statement.
+    """
+
+    chunks: tuple[bytes, ...]
+    signed: Signed
+
+    @classmethod
+    def open(
+        cls, chunks: Sequence[bytes], envelope: bytes, *, trusted: Sequence[PublicKey], now: datetime | None
+    ) -> SealedMatrix:
+        """Verify `envelope` and every chunk against it.
+
+        Raises:
+            StatementInvalid: no or no valid statement, or `DIGEST_MISMATCH` if a chunk is not what was sealed.
+        """
+        signed = verify(envelope, trusted=trusted, predicate_type=MATRIX_TYPE, now=now)
+        if len(chunks) != len(signed.statement.subjects):
+            raise StatementInvalid(
+                Reason.DIGEST_MISMATCH,
+                f"the statement names {len(signed.statement.subjects)} chunks, {len(chunks)} are given",
+                "sanitize the records again",
+            )
+        for index, chunk in enumerate(chunks):
+            check_chunk(signed, index, chunk)
+        return cls(tuple(chunks), signed)
+
+    @property
+    def predicate(self) -> Mapping[str, Any]:
+        """Return what the statement says of the matrix."""
+        return self.signed.statement.predicate
+
+    @property
+    def columns(self) -> Mapping[str, Mapping[str, Any]]:
+        """Return each column's note (treatment, role, type, levels), by name, in order."""
+        return columns_of(self.signed)
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
+        return int(self.predicate["rows"])
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of all chunks in bytes."""
+        return sum(len(chunk) for chunk in self.chunks)
+
+    @property
+    def purpose(self) -> str:
+        """Return the purpose the matrix was made for."""
+        return str(self.predicate["purpose"])
+
+    @property
+    def digest(self) -> str:
+        """Return one digest for the matrix: of its chunks' digests by name."""
+        return digest_of(dict(self.signed.statement.subjects))
+
+    def table(self) -> pa.Table:
+        """Return the matrix as an Arrow table, opened from the sealed bytes.
+
+        Raises:
+            StatementInvalid: `MATRIX_MALFORMED`.
+        """
+        return open_table(self.signed, dict(enumerate(self.chunks)))
+
+
+def columns_of(signed: Signed) -> dict[str, Mapping[str, Any]]:
+    """Return each column's note by name, in order; the statement holds a list, because canonical JSON sorts keys."""
+    return {str(note["name"]): note for note in signed.statement.predicate["columns"]}
+
+
+def check_chunk(signed: Signed, index: int, chunk: bytes) -> None:
+    """Hold chunk `index` against the statement.
+
+    Raises:
+        StatementInvalid: `DIGEST_MISMATCH`.
+    """
+    stated = signed.statement.subjects.get(chunk_name(index))
+    actual = digest(chunk)
+    if stated != actual:
+        raise StatementInvalid(
+            Reason.DIGEST_MISMATCH,
+            f"{chunk_name(index)} has digest {actual}, the statement says {stated or 'nothing of it'}",
+            "it was altered after sealing: sanitize the records again",
+        )
+
+
+def open_table(signed: Signed, chunks: Mapping[int, bytes]) -> pa.Table:
+    """Return the table of some of a matrix's chunks, which must already have been checked.
+
+    Raises:
+        StatementInvalid: `MATRIX_MALFORMED`.
+    """
+    schema = {name: str(note["type"]) for name, note in columns_of(signed).items()}
+    return pa.Table.from_batches([open_chunk(chunks[index], schema) for index in sorted(chunks)])

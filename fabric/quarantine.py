@@ -1,0 +1,114 @@
+"""Quarantine: what comes back from another zone is not trusted.
+
+A result is read as bounded plain files, in formats that cannot execute (safetensors, JSON), checked against what was
+declared, and only then signed and kept. Nothing from outside is unpickled here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from fabric.artifacts import digest
+from fabric.errors import InvalidInput, Reason
+from fabric.learning import (
+    FILE_LIMITS,
+    MODEL_FILE,
+    STATE_FILE,
+    Epoch,
+    Layout,
+    Network,
+    TabularModel,
+    load_model,
+    read_history,
+)
+from fabric.recording import new_id, now
+from fabric.session import Session
+from fabric.specs import TrainingSpec
+from fabric.statements import Statement, sign, timestamp
+from fabric.stores import read_bounded
+
+MODEL_TYPE = "urn:zonefabric:statement:model:v1"
+STATEMENT_FILE = "statement.json"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Model:
+    """A model that came back, was checked and signed.
+
+    Attributes:
+        path: its folder in the private zone: weights, history and statement.
+    """
+
+    id: str
+    digest: str
+    path: Path
+    history: tuple[Epoch, ...]
+    network: TabularModel
+
+
+def admit_model(
+    session: Session,
+    folder: Path,
+    *,
+    spec: TrainingSpec,
+    layout: Layout,
+    network: Network | None,
+    zone: str,
+    provenance: Mapping[str, Any],
+) -> Model:
+    """Bring a trained model back over the border.
+
+    Args:
+        session: where it is recorded and kept.
+        folder: where the zone's workers wrote it; must lie in the zone's outbox.
+        spec: what was asked for: the model's tensors must be this network's.
+        layout: of the matrix it was trained on.
+        network: the user's network, if it was not the built-in one.
+        zone: where it was trained.
+        provenance: digests of what it was made from, for its statement; no floats.
+
+    Raises:
+        InvalidInput: `RESULT_REFUSED`; recorded, and the model is not kept.
+    """
+    with session.border.refusals("return", None, session.job):
+        if not folder.resolve().is_relative_to(session.home.outbox(zone).resolve()):
+            raise InvalidInput(Reason.RESULT_REFUSED, "the result lies outside the zone's outbox", "run the job again")
+        # 1. Quarantine: bounded plain files, copied inside before anything looks at them.
+        model_id = new_id()
+        files = read_bounded(folder, FILE_LIMITS)
+        quarantine = session.home.quarantine / model_id
+        quarantine.mkdir(mode=0o700)
+        for name, content in files.items():
+            session.home.write(quarantine / name, content)
+        # 2. Check: the declared network's tensors, finite losses.
+        history = read_history(files[STATE_FILE])
+        model = load_model(files[MODEL_FILE], spec, layout, network)
+    # 3. Record, then keep.
+    weights = digest(files[MODEL_FILE])
+    receipt = session.ledger.intend(
+        "return", {"model": model_id, "digest": weights, "from_zone": zone, "job": session.job, **provenance}
+    )
+    issued = now()
+    statement = Statement(
+        subjects={name: digest(content) for name, content in files.items()},
+        predicate_type=MODEL_TYPE,
+        predicate={
+            "model": model_id,
+            "zone": zone,
+            "job": session.job,
+            **provenance,
+            "losses": {"training": f"{history[-1].training:.6g}", "validation": f"{history[-1].validation:.6g}"},
+            "issued_at": timestamp(issued),
+            "expires_at": timestamp(issued + timedelta(days=3653)),
+        },
+    )
+    signed = sign(statement, session.key)
+    session.home.write(quarantine / STATEMENT_FILE, signed.envelope)
+    kept = session.home.models / model_id
+    quarantine.rename(kept)
+    session.ledger.conclude(receipt, "done", {"model": model_id, "statement": session.ledger.attach(signed.envelope)})
+    return Model(id=model_id, digest=weights, path=kept, history=tuple(history), network=model)

@@ -1,0 +1,406 @@
+"""The Python SDK: records, recipe, matrix, plan, train, sweep, burst, evidence.
+
+Every object shows itself in a notebook. Nothing here decides: policy, border and sanitizer do.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import ray
+
+from fabric import bursting, sweeping, training
+from fabric.border import Errand
+from fabric.capsule import xray
+from fabric.charts import curve_svg, curve_text
+from fabric.config import RecordsSource
+from fabric.crossing import Cargo
+from fabric.egress import EgressPlan, plan_of
+from fabric.errors import ClusterUnavailable, FabricError, InvalidInput, Reason, nearest
+from fabric.evidence import Evidence
+from fabric.joining import Joined
+from fabric.labels import Labels
+from fabric.learning import Epoch, Quality, evaluate
+from fabric.matrix import MATRIX_TYPE, SealedMatrix
+from fabric.quarantine import Model
+from fabric.recording import now
+from fabric.session import Session
+from fabric.specs import SweepSpec, TrainingSpec
+from fabric.xray import XRay
+from sanitize import actor
+from sanitize.inspection import Inspector
+from sanitize.recipe import Recipe, parse_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """Raw records by name. They are read by the sanitizer in the private zone, never by this object."""
+
+    source: RecordsSource
+
+    @property
+    def name(self) -> str:
+        """Return the name they are declared under."""
+        return self.source.name
+
+    @property
+    def labels(self) -> Labels:
+        """Return their owner's labels."""
+        return self.source.labels
+
+    def _repr_html_(self) -> str:
+        rows = "".join(
+            f"<tr><td>{html.escape(name)}</td><td>{html.escape(str(value))}</td></tr>"
+            for name, value in self.labels.to_json().items()
+        )
+        return f"<p>Records <b>{html.escape(self.name)}</b></p><table>{rows}</table>"
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """A sealed matrix of numbers, and the rows held back inside to measure models on.
+
+    Attributes:
+        dictionaries: levels of each encoded column, by code; they stay in the private zone.
+    """
+
+    sealed: SealedMatrix
+    held_back: SealedMatrix | None
+    labels: Labels
+    dictionaries: Mapping[str, tuple[str, ...]] = field(repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows that would cross."""
+        return self.sealed.rows
+
+    def table(self) -> pa.Table:
+        """Return the matrix as an Arrow table, to look at inside."""
+        return self.sealed.table()
+
+    def __str__(self) -> str:
+        held = f", {self.held_back.rows:,} rows held back" if self.held_back else ""
+        return (
+            f"Matrix of {self.rows:,} rows x {len(self.sealed.columns)} columns{held}, "
+            f"{self.sealed.size_bytes:,} bytes, {self.sealed.digest}"
+        )
+
+    def _repr_html_(self) -> str:
+        cells = ("name", "from", "treatment", "role", "type")
+        head = "".join(f"<th>{cell}</th>" for cell in cells)
+        body = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(str(note.get(cell, '')))}</td>" for cell in cells) + "</tr>"
+            for note in self.sealed.columns.values()
+        )
+        return f"<p>{html.escape(str(self))}</p><table><tr>{head}</tr>{body}</table>"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished training: its curve and its model."""
+
+    model: Model
+
+    @property
+    def curve(self) -> tuple[Epoch, ...]:
+        """Return the losses of every epoch."""
+        return self.model.history
+
+    def evaluate(self, matrix: SealedMatrix | None) -> Quality:
+        """Measure the model, inside, on rows that were held back.
+
+        Raises:
+            InvalidInput: no rows were held back.
+        """
+        if matrix is None:
+            raise InvalidInput(Reason.RECORDS_EMPTY, "no rows were held back", "sanitize with hold_back=0.2")
+        return evaluate(self.model.network, matrix.table())
+
+    def __str__(self) -> str:
+        return f"{curve_text(self.curve)}\nmodel {self.model.id}\n{self.model.digest}\n{self.model.path}"
+
+    def _repr_html_(self) -> str:
+        return f"{curve_svg(self.curve)}<p>model <code>{html.escape(self.model.id)}</code></p>"
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """A finished sweep: its trials, best first, and the best one's run."""
+
+    result: sweeping.SweepResult
+
+    @property
+    def best(self) -> Run:
+        """Return the best trial's run."""
+        return Run(self.result.model)
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Return a header and one row of text per trial, best first."""
+        header = ("trial", "learning rate", "batch", "hidden", "dropout", "validation loss")
+        return [header, *(_trial_row(trial) for trial in self.result.trials)]
+
+    def __str__(self) -> str:
+        return "\n".join("  ".join(cell.ljust(16) for cell in row).rstrip() for row in self.rows())
+
+    def _repr_html_(self) -> str:
+        cells = ("".join(f"<td>{html.escape(cell)}</td>" for cell in row) for row in self.rows())
+        return "<table>" + "".join(f"<tr>{row}</tr>" for row in cells) + "</table>"
+
+
+class Fabric:
+    """One person's connection to a fabric. Made by `fabric.connect`."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+
+    @classmethod
+    def join(cls, joined: Joined) -> Fabric:
+        """Connect to the session's Ray cluster.
+
+        Raises:
+            ClusterUnavailable: the cluster does not answer, or `DRIVER_OUTSIDE`.
+        """
+        try:
+            ray.init(joined.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=False)
+        except (ConnectionError, RuntimeError) as error:
+            raise ClusterUnavailable(
+                Reason.FABRIC_DOWN,
+                f"the Ray cluster at {joined.address} cannot be joined ({type(error).__name__})",
+                "see `fabric status`; in a notebook that already imported Ray, restart the kernel first",
+            ) from None
+        logging.getLogger("ray").setLevel(logging.ERROR)
+        private = joined.session.config.private
+        here = ray.get_runtime_context().get_node_id()
+        labels: dict[str, str] = next((node["Labels"] for node in ray.nodes() if node["NodeID"] == here), {})
+        if labels.get("zone") != private.name:
+            ray.shutdown()
+            raise ClusterUnavailable(
+                Reason.DRIVER_OUTSIDE,
+                f"this driver is attached to a node outside zone {private.name!r}",
+                "run it on the head, or submit it as a job",
+            )
+        return cls(joined.session)
+
+    def close(self) -> None:
+        """Leave the cluster and close the evidence."""
+        ray.shutdown()
+        self.session.ledger.close()
+
+    def __enter__(self) -> Fabric:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def records(self, name: str) -> Records:
+        """Return the records declared as `name` in fabric.toml.
+
+        Raises:
+            InvalidInput: `UNKNOWN_RECORDS`, with the nearest declared name.
+        """
+        return Records(self.session.config.source(name))
+
+    def recipe(self, path: str | Path) -> Recipe:
+        """Read a recipe; a relative path is relative to fabric.toml.
+
+        Raises:
+            InvalidInput: the file is missing, or what is wrong with it.
+        """
+        file = self.session.config.path.parent / path
+        try:
+            text = file.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            near = nearest(file.name, [p.name for p in file.parent.glob("*.toml")])
+            raise InvalidInput(Reason.RECIPE_INVALID, f"there is no recipe {file}", near) from None
+        return parse_recipe(text, source=file.name)
+
+    def sanitize(self, records: Records, recipe: Recipe, *, hold_back: float = 0.0, seed: int = 0) -> Matrix:
+        """Sanitize records in the private zone.
+
+        Args:
+            records: what to read; what the recipe joins is read too.
+            recipe: what their owner allows to leave.
+            hold_back: share of the rows, from 0 to less than 1, that is sealed apart and does not cross.
+            seed: of the order of rows.
+
+        Raises:
+            InvalidInput: a file or the recipe is wrong.
+            Refused: `COLUMN_REFUSED`, `INSPECTION_FAILED`; nothing was sealed.
+        """
+        names = sorted({records.name, *recipe.sources})
+        labels = self.session.labels(*names)
+        inputs = {"records": names, "recipe": recipe.digest, "job": self.session.job, "actor": self.session.person}
+        receipt = self.session.ledger.intend("sanitize", {**inputs, "labels": labels.to_json()})
+        try:
+            delivery = self._order(names, recipe, labels, hold_back, seed)
+            matrix = Matrix(
+                self._open(delivery.matrix),
+                self._open(delivery.held_back) if delivery.held_back else None,
+                labels,
+                delivery.dictionaries,
+            )
+        except FabricError as error:
+            self.session.ledger.conclude(receipt, "refused", {"code": error.reason.value})
+            raise
+        sealed = matrix.sealed
+        body: dict[str, Any] = {"matrix": sealed.digest, "rows": sealed.rows, "statement": self._attach(sealed)}
+        self.session.ledger.conclude(receipt, "done", body)
+        return matrix
+
+    def plan(self, matrix: Matrix, *, zone: str = "public", purpose: str = "", justification: str = "") -> EgressPlan:
+        """Say what would move to `zone` and what policy says of it; nothing moves, nothing is recorded.
+
+        Raises:
+            InvalidInput: `UNKNOWN_ZONE`.
+        """
+        errand = self._errand(matrix, zone, purpose, justification)
+        return plan_of(matrix.sealed, errand.zone, self.session.border.decide(Cargo(matrix=matrix.sealed), errand))
+
+    def train(
+        self,
+        matrix: Matrix,
+        spec: TrainingSpec | None = None,
+        *,
+        zone: str = "public",
+        purpose: str = "",
+        justification: str = "",
+        network: Callable[[int, int], Any] | None = None,
+        progress: Callable[[Epoch], None] = lambda epoch: None,
+    ) -> Run:
+        """Train a model on the matrix in `zone` and bring it back.
+
+        Args:
+            spec: what to train; the defaults of `TrainingSpec` if none is given.
+            purpose: by default the matrix's own.
+            justification: why the work leaves the private zone.
+            network: makes a torch module from its number of inputs and outputs; it crosses as a capsule.
+            progress: called with the losses at each checkpoint.
+
+        Raises:
+            Refused: by policy or the border; nothing has moved.
+            RemoteFailure: the workers failed more often than the spec allows.
+        """
+        errand = self._errand(matrix, zone, purpose, justification)
+        spec = spec or TrainingSpec()
+        code = self._code(network)
+        return Run(training.train(self.session, matrix.sealed, spec, errand, code=code, progress=progress))
+
+    def sweep(
+        self,
+        matrix: Matrix,
+        spec: SweepSpec,
+        *,
+        zone: str = "public",
+        purpose: str = "",
+        justification: str = "",
+        network: Callable[[int, int], Any] | None = None,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> Sweep:
+        """Train every combination of the sweep in `zone`, all fed by one crossing, and bring the best model back.
+
+        Raises:
+            Refused: by policy or the border; nothing has moved.
+            RemoteFailure: no trial succeeded.
+        """
+        errand = self._errand(matrix, zone, purpose, justification)
+        code = self._code(network)
+        return Sweep(sweeping.sweep(self.session, matrix.sealed, spec, errand, code=code, progress=progress))
+
+    def burst(
+        self,
+        fn: Callable[..., Any],
+        matrix: Matrix,
+        *,
+        zone: str = "public",
+        purpose: str = "",
+        justification: str = "",
+        **parameters: Any,
+    ) -> Any:
+        """Run `fn(table, **parameters)` over the matrix in `zone` and return its result.
+
+        Raises:
+            CapsuleRefused: `fn` carries something that must not cross; the message names it and the fix.
+            Refused: by policy or the border.
+            RemoteFailure: `fn` failed; only its error's class is known.
+        """
+        return bursting.burst(
+            self.session,
+            matrix.sealed,
+            fn,
+            self._errand(matrix, zone, purpose, justification),
+            inspect_text=self._inspector.inspect_text,
+            parameters=parameters,
+        )
+
+    def xray(self, fn: Callable[..., Any]) -> XRay:
+        """Show what would cross with `fn`, without sending it."""
+        return xray(fn, inspect_text=self._inspector.inspect_text)
+
+    def evidence(self) -> Evidence:
+        """Return the evidence of everything this fabric did."""
+        return Evidence.of(self.session.ledger, self.session.key.public)
+
+    @cached_property
+    def _inspector(self) -> Inspector:
+        return Inspector()
+
+    def _errand(self, matrix: Matrix, zone: str, purpose: str, justification: str) -> Errand:
+        return self.session.errand(
+            zone=zone, labels=matrix.labels, purpose=purpose or matrix.sealed.purpose, justification=justification
+        )
+
+    def _order(self, names: list[str], recipe: Recipe, labels: Labels, hold_back: float, seed: int) -> actor.Delivery:
+        issued, config = now(), self.session.config
+        order = actor.Order(
+            records={name: config.source(name).path for name in names},
+            recipe=recipe,
+            hold_back=hold_back,
+            seed=seed,
+            labels=labels.to_json(),
+            key_path=self.session.home.keys / "signing.key",
+            predicate_type=MATRIX_TYPE,
+            issued_at=issued,
+            expires_at=issued + timedelta(days=config.statement_days),
+        )
+        sanitizer = actor.start(config.private.resource, config.private.node_label)
+        try:
+            outcome = ray.get(sanitizer.run.remote(order))
+        except ray.exceptions.RayError as error:
+            raise ClusterUnavailable(
+                Reason.CLUSTER_FAILED, f"the sanitizer died ({type(error).__name__})", "see `fabric status`"
+            ) from None
+        finally:
+            ray.kill(sanitizer)
+        if isinstance(outcome, FabricError):
+            raise outcome
+        return outcome  # type: ignore[no-any-return]
+
+    def _open(self, part: actor.SealedPart) -> SealedMatrix:
+        return SealedMatrix.open(part.chunks, part.envelope, trusted=self.session.trusted, now=now())
+
+    def _attach(self, sealed: SealedMatrix) -> str:
+        return self.session.ledger.attach(sealed.signed.envelope)
+
+    def _code(self, network: Callable[[int, int], Any] | None) -> training.Code | None:
+        if network is None:
+            return None
+        sealed = bursting.seal(self.session, network, self._inspector.inspect_text)
+        return training.Code(sealed=sealed, network=network)
+
+
+def _trial_row(trial: sweeping.Trial) -> tuple[str, ...]:
+    spec = trial.spec
+    hidden = "x".join(map(str, spec.model.hidden)) or "linear"
+    loss = "failed" if trial.validation is None else f"{trial.validation:.4f}"
+    return (
+        str(trial.number), f"{spec.learning_rate:g}", str(spec.batch_size), hidden, f"{spec.model.dropout:g}", loss
+    )  # fmt: skip

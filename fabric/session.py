@@ -1,0 +1,160 @@
+"""A session: one person's work with one fabric, wired together. Imports no Ray, so that the command line is quick.
+
+It holds the configuration, the evidence, the policy and the border, and knows the labels of every records source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from pathlib import Path
+
+from fabric.border import Border, Errand
+from fabric.config import Config, Environment, check_zones, find_config, load_config
+from fabric.errors import InvalidInput, Reason
+from fabric.labels import Labels, most_restrictive
+from fabric.ledger import Ledger
+from fabric.placement import Placement, place
+from fabric.policy import Policy, RunRequest
+from fabric.recording import new_id, now, open_ledger
+from fabric.statements import PublicKey, SigningKey
+from fabric.stores import Home
+from fabric.zones import find_zone
+
+CODE_SUFFIXES = frozenset({".py", ".pyi", ".toml", ".md", ".ipynb", ".sh", ""})
+"""What a job's working directory may hold: Ray copies it to every node, public ones too."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """Everything that work needs, wired once.
+
+    Attributes:
+        job: id under which this work stands in the evidence.
+        job_labels: labels that the job itself was given; None where none were, as in a notebook.
+        trusted: keys whose statements are believed.
+    """
+
+    config: Config
+    environment: Environment
+    home: Home
+    ledger: Ledger
+    policy: Policy
+    border: Border
+    key: SigningKey
+    trusted: tuple[PublicKey, ...]
+    job: str
+    job_labels: Labels | None
+
+    @classmethod
+    def open(cls, environment: Environment, *, config_path: Path | None = None) -> Session:
+        """Read the configuration and open the evidence.
+
+        Raises:
+            InvalidInput: what is wrong with `fabric.toml`, or `UNKNOWN_LABEL` and the like for the job's metadata.
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        config = load_config(find_config(environment, config_path, Path.cwd()))
+        job_labels = Labels.parse(environment.job_labels) if environment.job_labels else None
+        if job_labels is not None:
+            check_zones(job_labels, config.zones)
+        home = Home.open(config.state)
+        key = home.signing_key()
+        ledger = open_ledger(config, home, key)
+        policy = Policy.default()
+        border = Border(
+            home_zone=config.private,
+            policy=policy,
+            ledger=ledger,
+            key=key,
+            trusted=(key.public,),
+            grant_lasts=timedelta(minutes=config.crossing_minutes),
+            clock=now,
+            new_id=new_id,
+        )
+        return cls(
+            config=config,
+            environment=environment,
+            home=home,
+            ledger=ledger,
+            policy=policy,
+            border=border,
+            key=key,
+            trusted=(key.public,),
+            job=environment.job_id or f"session-{new_id()}",
+            job_labels=job_labels,
+        )
+
+    @property
+    def person(self) -> str:
+        """Return the pseudonym of whoever runs this."""
+        return self.home.pseudonym(self.environment.person)
+
+    def labels(self, *records: str) -> Labels:
+        """Return the labels of work on `records`: as sensitive as the most sensitive of them and of the job.
+
+        Raises:
+            InvalidInput: `UNKNOWN_RECORDS`, `LABELS_CONFLICT`.
+        """
+        declared = [self.config.source(name).labels for name in records]
+        if self.job_labels is not None:
+            # What the job leaves unsaid is the records' to say; what it says can only make things stricter.
+            declared.append(_filled(self.job_labels, self.environment.job_labels, most_restrictive(*declared)))
+        return most_restrictive(*declared)
+
+    def errand(self, *, zone: str, labels: Labels, purpose: str, justification: str) -> Errand:
+        """Return the errand of moving something to `zone`.
+
+        Raises:
+            InvalidInput: `UNKNOWN_ZONE`.
+        """
+        return Errand(
+            zone=find_zone(self.config.zones, zone),
+            labels=labels,
+            purpose=purpose,
+            justification=justification,
+            justification_key=self.home.keep_justification(justification),
+            job=self.job,
+            person=self.person,
+        )
+
+    def place(self, errand: Errand, *, workers: int, reads_records: bool = False) -> Placement:
+        """Decide where the errand's work runs, and make it concrete; a refusal is recorded.
+
+        Raises:
+            Refused: `POLICY_DENIED` or `ZONE_HAS_NO_ROOM`.
+        """
+        request = RunRequest(
+            person=errand.person,
+            zone=errand.zone,
+            labels=errand.labels,
+            purpose=errand.purpose,
+            justification=errand.justification,
+            reads_records=reads_records,
+        )
+        with self.border.refusals("place", errand.zone, errand.job):
+            return place(self.policy.decide(request), workers=workers)
+
+    def check_working_dir(self, folder: Path) -> None:
+        """Refuse a job whose working directory carries anything but code.
+
+        Raises:
+            InvalidInput: `WORKING_DIR_CARRIES_DATA`, with the names of up to five files.
+        """
+        found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() not in CODE_SUFFIXES]
+        found = [p for p in found if "__pycache__" not in p.parts]
+        if found:
+            names = ", ".join(p.relative_to(folder).as_posix() for p in found[:5])
+            with self.border.refusals("working_dir", None, self.job):
+                raise InvalidInput(
+                    Reason.WORKING_DIR_CARRIES_DATA,
+                    f"the job's working directory carries {len(found)} files that are not code: {names}",
+                    "Ray copies it to every node: submit without --working-dir, or from a folder of code alone, "
+                    "and name data in fabric.toml",
+                )
+
+
+def _filled(job: Labels, given: Mapping[str, str], records: Labels) -> Labels:
+    unsaid = [name for name in records.to_json() if name not in given]
+    return replace(job, **{name: getattr(records, name) for name in unsaid})

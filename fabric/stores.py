@@ -1,0 +1,157 @@
+"""The home of a fabric: the folder of its keys, evidence, models and quarantine, in the private zone.
+
+Everything in it is made with mode 0700 or 0600. Only the outbox is for other zones: what a public zone writes lands
+there and is read as untrusted.
+"""
+
+from __future__ import annotations
+
+import hmac
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fabric.errors import FabricError, InvalidInput, Reason
+from fabric.statements import SigningKey
+
+
+@dataclass(frozen=True, slots=True)
+class Home:
+    """The folders of one fabric."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, path: Path) -> Home:
+        """Return the home at `path`, made if need be.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        home = cls(path)
+        for folder in (path, home.evidence, home.keys, home.models, home.quarantine, home.justifications):
+            home._make(folder)
+        return home
+
+    @property
+    def evidence(self) -> Path:
+        """Return the folder of the ledger."""
+        return self.path / "evidence"
+
+    @property
+    def keys(self) -> Path:
+        """Return the folder of the signing key and the pseudonym key."""
+        return self.path / "keys"
+
+    @property
+    def models(self) -> Path:
+        """Return the folder of models that were admitted."""
+        return self.path / "models"
+
+    @property
+    def quarantine(self) -> Path:
+        """Return the folder where results land before they are checked."""
+        return self.path / "quarantine"
+
+    @property
+    def justifications(self) -> Path:
+        """Return the folder of justifications; the ledger holds only their keyed digests."""
+        return self.path / "justifications"
+
+    def outbox(self, zone: str) -> Path:
+        """Return the folder that workers of `zone` write to, made if need be."""
+        folder = self.path / "outbox" / zone
+        self._make(folder)
+        return folder
+
+    def signing_key(self) -> SigningKey:
+        """Return the fabric's signing key, made on first use."""
+        return SigningKey.from_seed(self._secret("signing.key"))
+
+    def pseudonym(self, person: str) -> str:
+        """Return the id under which `person` stands in the evidence: a keyed hash, so it cannot be guessed back."""
+        return "p-" + hmac.digest(self._secret("pseudonym.key"), person.encode(), "sha256").hex()[:16]
+
+    def keep_justification(self, text: str) -> str:
+        """Keep `text` inside and return its keyed digest, for the ledger; an empty text has an empty digest."""
+        if not text:
+            return ""
+        key = hmac.digest(self._secret("pseudonym.key"), text.encode(), "sha256").hex()[:32]
+        self.write(self.justifications / f"{key}.txt", text.encode())
+        return f"hmac-sha256:{key}"
+
+    def write(self, path: Path, content: bytes) -> None:
+        """Write a file of mode 0600 whole or not at all.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        try:
+            with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except OSError:
+            part.unlink(missing_ok=True)
+            raise _unwritable(path) from None
+
+    def _secret(self, name: str) -> bytes:
+        path = self.keys / name
+        if not path.exists():
+            part = self.keys / f".{name}.{secrets.token_hex(4)}"
+            self.write(part, secrets.token_bytes(32))
+            try:
+                os.link(part, path)
+            except FileExistsError:
+                pass  # another process made it first; its key is the key
+            except OSError:
+                raise _unwritable(path) from None
+            finally:
+                part.unlink(missing_ok=True)
+        return path.read_bytes()
+
+    def _make(self, folder: Path) -> None:
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if not os.access(folder, os.W_OK | os.X_OK):
+                raise PermissionError(folder)
+        except OSError:
+            raise _unwritable(folder) from None
+
+
+def read_bounded(folder: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+    """Read the named files of `folder` that another zone wrote, each up to its limit in bytes.
+
+    Symbolic links are not followed: a file that came back may point anywhere.
+
+    Raises:
+        InvalidInput: `RESULT_REFUSED` if a file is missing, no plain file, or too large.
+    """
+    return {name: _read_plain(folder / name, limit) for name, limit in limits.items()}
+
+
+def _read_plain(path: Path, limit: int) -> bytes:
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            content = file.read(limit + 1)
+    except OSError:
+        raise InvalidInput(
+            Reason.RESULT_REFUSED, f"the result has no plain file {path.name!r}", "run the job again"
+        ) from None
+    if len(content) > limit:
+        raise InvalidInput(
+            Reason.RESULT_REFUSED, f"the result's file {path.name!r} is larger than {limit} bytes", "return less"
+        )
+    return content
+
+
+def _unwritable(path: Path) -> FabricError:
+    return FabricError(
+        Reason.EVIDENCE_UNWRITABLE,
+        f"cannot write to {path}",
+        "nothing moves without evidence: make the folder writable, or set fabric.state in fabric.toml to one that is",
+    )

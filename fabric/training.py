@@ -1,0 +1,264 @@
+"""Training with Ray Train V2: workers in one zone, fed by one crossing, returning a model through quarantine.
+
+Workers get a ticket and a spec, no dataset and no closure: the function they run is this module's, by reference. They
+write checkpoints to their zone's outbox; Ray Train restarts them from the last one when a worker dies.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+import ray.train.torch
+import torch
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
+
+from fabric.artifacts import digest, digest_of
+from fabric.border import Errand
+from fabric.capsule import open_capsule
+from fabric.carriage import ObjectStoreCarrier, receive
+from fabric.crossing import Admitted, Cargo, Crossing, SealedCapsule, Ticket
+from fabric.errors import FabricError, Reason, RemoteFailure
+from fabric.learning import Arrays, Epoch, Layout, Network, Trainer
+from fabric.matrix import SealedMatrix, columns_of
+from fabric.placement import Placement
+from fabric.quarantine import Model, admit_model
+from fabric.session import Session
+from fabric.specs import TrainingSpec
+
+Progress = Callable[[Epoch], None]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """A user's network, as it crosses and as it stands inside."""
+
+    sealed: SealedCapsule
+    network: Network
+
+
+def train(
+    session: Session,
+    matrix: SealedMatrix,
+    spec: TrainingSpec,
+    errand: Errand,
+    *,
+    code: Code | None = None,
+    progress: Progress = lambda epoch: None,
+) -> Model:
+    """Train on `matrix` in the errand's zone and bring the model back.
+
+    Raises:
+        Refused: by policy or the border; nothing has moved.
+        RemoteFailure: `REMOTE_FAILED`: the workers failed more often than the spec allows.
+        InvalidInput: the matrix does not fit the spec, or what came back was refused.
+    """
+    layout = Layout.of(columns_of(matrix.signed), spec.task)
+    placement = session.place(errand, workers=spec.workers)
+    cargo = Cargo(matrix=matrix, capsule=code.sealed if code else None)
+    crossing = session.border.export(cargo, errand, ObjectStoreCarrier())
+    with recorded_job(session, errand, placement, crossing, "training", digest_of(_plain(spec))) as provenance:
+        folder = _fit(session, crossing, spec, placement, progress)
+        return admit_model(
+            session,
+            folder,
+            spec=spec,
+            layout=layout,
+            network=code.network if code else None,
+            zone=errand.zone.name,
+            provenance=provenance,
+        )
+
+
+@contextmanager
+def recorded_job(
+    session: Session, errand: Errand, placement: Placement, crossing: Crossing, kind: str, spec_digest: str
+) -> Any:
+    """Record a job's intent and outcome around its work, and yield the provenance of what it makes."""
+    provenance: dict[str, Any] = {
+        "crossing": crossing.id,
+        "matrix_statement": crossing.cargo.matrix.signed.digest,
+        "spec": spec_digest,
+        "purpose": errand.purpose,
+    }
+    body: dict[str, Any] = {
+        "kind": kind,
+        "job": session.job,
+        "zone": errand.zone.name,
+        "workers": placement.workers,
+        "gpu": placement.use_gpu,
+        "decision": placement.decision.to_json(),
+        **provenance,
+    }
+    receipt = session.ledger.intend("job", body)
+    try:
+        yield provenance
+    except BaseException as error:
+        code = error.reason.value if isinstance(error, FabricError) else type(error).__name__
+        session.ledger.conclude(receipt, "failed", {"code": code})
+        raise
+    session.ledger.conclude(receipt, "done", {})
+
+
+def share(table_rows: int, rank: int, world: int) -> slice:
+    """Return the rows of worker `rank`: every `world`-th, as many for each worker, so that none waits for another."""
+    return slice(rank, (table_rows // world) * world, world)
+
+
+def admitted_network(admitted: Admitted) -> Network | None:
+    """Return the user's network that crossed with the matrix, or None for the built-in one."""
+    return open_capsule(admitted.capsule, digest(admitted.capsule)) if admitted.capsule else None
+
+
+def reraise(error: BaseException) -> None:
+    """Raise what a worker's error may say outside its zone: our own errors whole, of others the class's name only.
+
+    Raises:
+        FabricError: the error itself, or `REMOTE_FAILED`.
+    """
+    if isinstance(error, FabricError):
+        raise error
+    raise RemoteFailure(
+        Reason.REMOTE_FAILED,
+        f"the work in the other zone failed with {type(error).__name__}",
+        "its message stays there, because messages carry data; run it with zone = the private zone to see more",
+    ) from None
+
+
+def _fit(session: Session, crossing: Crossing, spec: TrainingSpec, placement: Placement, progress: Progress) -> Path:
+    run_id = f"train-{crossing.id}"
+    journal = session.home.path / f"{run_id}.progress"
+    trainer = TorchTrainer(
+        _work,
+        train_loop_config={"ticket": crossing.ticket, "spec": spec.model_dump()},
+        scaling_config=ScalingConfig(
+            num_workers=placement.workers,
+            use_gpu=placement.use_gpu,
+            resources_per_worker=placement.resources_per_worker,
+            label_selector=placement.label_selector,
+        ),
+        run_config=RunConfig(
+            name=run_id,
+            storage_path=str(session.home.outbox(placement.zone.name)),
+            failure_config=FailureConfig(max_failures=spec.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            callbacks=[_Journal(str(journal))],
+        ),
+    )
+    with _followed(journal, progress):
+        try:
+            result = trainer.fit()
+        except TrainingFailedError as error:
+            failures = getattr(error, "worker_failures", {})
+            reraise(_cause(next(iter(failures.values()), error)))
+    if result.checkpoint is None:
+        raise RemoteFailure(Reason.REMOTE_FAILED, "the training returned no checkpoint", "run it again")
+    return Path(result.checkpoint.path)
+
+
+def _cause(error: BaseException) -> BaseException:
+    while not isinstance(error, FabricError):
+        inner = getattr(error, "cause", None) or error.__cause__
+        if inner is None:
+            break
+        error = inner
+    return error
+
+
+def _work(config: dict[str, Any]) -> None:
+    """Run on every worker."""
+    try:
+        _train_share(config["ticket"], TrainingSpec.model_validate(config["spec"]))
+    except Exception as error:  # noqa: BLE001 - a message of any class may carry data
+        reraise(error)
+
+
+def _train_share(ticket: Ticket, spec: TrainingSpec) -> None:
+    context = ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    admitted = receive(ticket)
+    layout = Layout.of(admitted.columns, spec.task)
+    arrays = Arrays.of(admitted.table, layout)
+    trainer = Trainer(
+        spec,
+        layout,
+        arrays.take(share(len(arrays), rank, world)),
+        network=admitted_network(admitted),
+        device=ray.train.torch.get_device(),
+        prepare=ray.train.torch.prepare_model,
+        total=_sum_over_workers if world > 1 else lambda tensor: tensor,
+    )
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is not None:
+        with checkpoint.as_directory() as folder:
+            trainer.resume(Path(folder))
+    for epoch in trainer.epochs():
+        if epoch.epoch % spec.checkpoint_every == 0 or epoch.epoch == spec.epochs:
+            _report(trainer, epoch, rank)
+
+
+def _report(trainer: Trainer, epoch: Epoch, rank: int) -> None:
+    metrics = {"epoch": epoch.epoch, "training": epoch.training, "validation": epoch.validation}
+    if rank != 0:
+        ray.train.report(metrics)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        trainer.save(Path(folder))
+        ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
+
+
+def _sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
+    torch.distributed.all_reduce(tensor)
+    return tensor
+
+
+class _Journal(UserCallback):  # type: ignore[misc]
+    """Writes the losses that rank 0 reports to a file in the private zone; runs in the controller."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def after_report(self, run_context: object, metrics: Sequence[dict[str, Any]], checkpoint: object) -> None:
+        losses = {key: float(metrics[0][key]) for key in ("epoch", "training", "validation")}
+        with Path(self._path).open("a") as file:
+            file.write(json.dumps(losses) + "\n")
+
+
+@contextmanager
+def _followed(journal: Path, progress: Progress) -> Any:
+    """Call `progress` with each line of the journal while the block runs, and remove it afterwards."""
+    done = threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while True:
+            last = done.wait(0.2)
+            lines = journal.read_text().splitlines() if journal.exists() else []
+            for line in lines[seen:]:
+                raw = json.loads(line)
+                progress(Epoch(epoch=int(raw["epoch"]), training=raw["training"], validation=raw["validation"]))
+            seen = len(lines)
+            if last:
+                return
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+        journal.unlink(missing_ok=True)
+
+
+def _plain(spec: TrainingSpec) -> dict[str, Any]:
+    return spec.model_dump(mode="json")

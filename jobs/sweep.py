@@ -1,0 +1,32 @@
+"""Sweep over training specs, all trials fed by one crossing: `python -m jobs.sweep FILE.toml`."""
+
+from __future__ import annotations
+
+import sys
+
+from fabric.sdk import Fabric, Matrix
+from fabric.specs import JobSpec
+from jobs.running import run
+
+
+def main(arguments: list[str]) -> int:
+    """Run the job and return its exit status."""
+    return run(arguments, _sweep, needs="sweep")
+
+
+def _sweep(session: Fabric, spec: JobSpec, matrix: Matrix) -> None:
+    assert spec.sweep is not None  # noqa: S101 - `run` has checked it
+    done = session.sweep(matrix, spec.sweep, zone=spec.zone, justification=spec.justification, progress=_show)
+    print(done)
+    print(done.best)
+    if matrix.held_back is not None:
+        quality = done.best.evaluate(matrix.held_back)
+        print(f"held back, inside: {quality.metric} {quality.value:.4f} on {quality.rows:,} rows")
+
+
+def _show(done: int, total: int) -> None:
+    print(f"trial {done} of {total} ended", flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))
