@@ -162,17 +162,17 @@ def is_free(port: int) -> bool:
 
 
 def on_loopback(ray_params: Any, head: bool) -> None:
-    """Bend the parameters of a node that is about to start (`RAY_START_HOOK`).
+    """Bend `ray start` before it starts a node (`RAY_START_HOOK`).
 
-    Ray replaces 127.0.0.1 by an address of the network, and then listens on every interface. It also opens a Ray Client
-    port, which nobody uses.
+    `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0` keeps Ray on 127.0.0.1, where it would otherwise take an address of the network
+    and listen on every interface; but with it, Ray refuses a second node, and without it, it changes the head's address.
+    The Ray Client port is not opened: nobody uses it.
     """
     del os.environ[_HOOK]  # What this node starts must not inherit the hook.
     ray_params.ray_client_server_port = None
-    ray_params.node_ip_address = LOOPBACK
-    sys.modules["ray._private.services"].resolve_ip_for_localhost = _unchanged  # type: ignore[attr-defined]
-    sys.modules["ray._private.ray_constants"].ENABLE_RAY_CLUSTER = True  # type: ignore[attr-defined]
     if not head:
+        sys.modules["ray._private.ray_constants"].ENABLE_RAY_CLUSTER = True  # type: ignore[attr-defined]
+        sys.modules["ray._private.services"].resolve_ip_for_localhost = _unchanged  # type: ignore[attr-defined]
         # Ray looks for the head every 2 s; waiting here, with Ray imported, is quicker.
         _wait_for(Path(os.environ.pop(_AWAIT)), time.monotonic() + _AWAIT_MAX_S)
 

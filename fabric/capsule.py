@@ -31,8 +31,9 @@ from fabric.xray import Capture, XRay, refused
 
 DEFAULT_LIMITS = CapsuleLimits()
 _MODULE = "capsule"
+_RUN_TIME_FLAGS = 0xFFFF  # those above are of the compiler, for `from __future__` imports
 _MODULE_PLACES = ("__file__", "__path__", "__package__")
-_CLASS_EXTRAS = ("__annotations__", "__firstlineno__", "__static_attributes__")
+_CLASS_EXTRAS = ("__annotations__", "__doc__", "__firstlineno__", "__static_attributes__")
 _DYNAMIC = 6  # parts of cloudpickle's reduction of a class by value
 
 
@@ -162,12 +163,11 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         if isinstance(obj, enum.Enum):
             return getattr, (type(obj), obj.name)
         if isinstance(obj, CodeType):
-            clean = obj.replace(co_filename=CODE_FILE, co_qualname=obj.co_name, co_firstlineno=1, co_linetable=b"")
-            return self.dispatch_table[CodeType](clean)
+            return self.dispatch_table[CodeType](_without_places(obj))
         if isinstance(obj, FunctionType):
-            return self._function_reduce(obj)
+            return self._function_by_value(obj)
         if isinstance(obj, type):
-            return self._class_reduce(obj)
+            return self._class_by_value(obj)
         if isinstance(obj, dataclasses.Field):
             plain = copy.copy(obj)
             plain.type = None
@@ -181,12 +181,12 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         base_globals["__name__"] = _MODULE
         return code, base_globals, *rest
 
-    def _function_reduce(self, func: FunctionType) -> tuple[Any, ...]:
+    def _function_by_value(self, func: FunctionType) -> tuple[Any, ...]:
         rebuild, args, (attributes, slots), *rest = self._dynamic_function_reduce(func)
         clean = {"__annotations__": {}, "__module__": _MODULE, "__qualname__": func.__name__}
         return rebuild, args, (attributes, slots | clean), *rest
 
-    def _class_reduce(self, cls: type) -> Any:  # noqa: ANN401 - a tuple or NotImplemented
+    def _class_by_value(self, cls: type) -> Any:
         known = super().reducer_override(cls)
         if known is not NotImplemented and len(known) < _DYNAMIC:
             return known  # type(None), types.CodeType and their like
@@ -201,3 +201,13 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
             metaclass, name, bases, kwargs, *_ = args
             args = (metaclass, name, bases, kwargs | {"__module__": _MODULE}, None, None)
         return rebuild, args, (attributes, slots), *rest
+
+
+def _without_places(code: CodeType) -> CodeType:
+    return code.replace(
+        co_filename=CODE_FILE,
+        co_qualname=code.co_name,
+        co_firstlineno=1,
+        co_linetable=b"",
+        co_flags=code.co_flags & _RUN_TIME_FLAGS,
+    )

@@ -238,8 +238,9 @@ class Walk:
         shown = self._constants.shown(cls.__qualname__)
         for base in (type(cls), *getattr(cls, "__orig_bases__", ()), *cls.__bases__):
             self.value(f"{shown}.__bases__", "base class", base, use, only_refused=True)
-        for text in (cls.__name__, cls.__doc__):
-            self.value("name", "name", text, use, only_refused=True)
+        self.value("name", "name", cls.__name__, use, only_refused=True)
+        if not (dataclasses.is_dataclass(cls) and str(cls.__doc__).startswith(f"{cls.__name__}(")):  # generated
+            self.value(f"{shown}.__doc__", "docstring", cls.__doc__, use, only_refused=True)
         self._annotations(vars(cls).get("__annotations__"), use)
         members = cls.__members__ if issubclass(cls, enum.Enum) else {}
         for attribute, value in vars(cls).items():

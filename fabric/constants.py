@@ -101,7 +101,8 @@ class Constants:
         return self._identifier("".join(texts), f"{len(texts):,} texts")
 
     def shown(self, name: str) -> str:
-        """Return `name` if it may stand in a message: printable, short and free of identifiers."""
+        """Return the last part of `name` if it may stand in a message: printable, short and free of identifiers."""
+        name = name.rpartition("<locals>.")[2]
         words = name.replace(".", " ")  # a dotted name is not the web address that a recognizer takes it for
         safe = name.isprintable() and len(name) <= self.limits.run_chars and not self._found(words)
         return name if safe else "(name withheld)"

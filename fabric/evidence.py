@@ -28,7 +28,9 @@ class Evidence:
     @classmethod
     def of(cls, ledger: Ledger, key: PublicKey) -> Evidence:
         """Read everything a ledger holds."""
-        return cls(entries=tuple(ledger.entries()), bundle=ledger.bundle(), key=key)
+        bundle = ledger.bundle()
+        entries = (Entry(index=i, record=json.loads(text)) for i, text in enumerate(bundle["records"]))
+        return cls(entries=tuple(entries), bundle=bundle, key=key)
 
     def verify(self) -> Verified:
         """Check the bundle with the fabric's own key.

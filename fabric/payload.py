@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import pickle
 import pickletools
-import sys
 from collections.abc import Iterator
 from typing import Any, Never
 
@@ -94,7 +93,7 @@ def read_payload(payload: bytes, constants: Constants) -> list[Capture]:
     except Exception as error:  # noqa: BLE001 - bytes that plain code does not make; the error may quote them
         return [_refusal(type(error).__name__, Reason.CAPSULE_UNREADABLE, "", _FIX)]
     # 2. Read every constant, wherever it is.
-    return [*_sizes(parts, constants), *_texts(payload, parts.bytecode, constants)]
+    return [*_sizes(parts, constants), *_texts(payload, parts, constants)]
 
 
 class _Parts(pickle.Unpickler):
@@ -105,9 +104,11 @@ class _Parts(pickle.Unpickler):
         self.held: list[object] = []
         self.literals: list[tuple[object, ...]] = []
         self.bytecode: set[bytes] = set()
+        self.names: set[str] = set()
 
     def find_class(self, module: str, name: str) -> type:
         """Return a stand-in for an approved global."""
+        self.names |= {module, name}
         if (module == _CLOUDPICKLE and name in _REBUILDERS) or is_approved(module):
             return self.stand_in(f"{module}.{name}")
         raise _NotPlainError(f"{module}.{name}")
@@ -123,6 +124,7 @@ class _Parts(pickle.Unpickler):
     def call(self, path: str, args: tuple[Any, ...]) -> type:
         """Remember one call, and return a stand-in for its result."""
         if path == f"{_CLOUDPICKLE}.subimport" and is_approved(args[0]):
+            self.names.add(args[0])
             return self.stand_in(args[0])
         if path == f"{_CLOUDPICKLE}._builtin_type":
             return self.stand_in(f"types.{args[0]}")
@@ -213,10 +215,10 @@ def _sizes(parts: _Parts, constants: Constants) -> Iterator[Capture]:
         yield _too_many("constants", literals)
 
 
-def _texts(payload: bytes, bytecode: set[bytes], constants: Constants) -> Iterator[Capture]:
+def _texts(payload: bytes, parts: _Parts, constants: Constants) -> Iterator[Capture]:
     for opcode, value, _ in pickletools.genops(payload):
         if opcode.name in _CONSTANTS and value is not None:
-            problem = _constant(value, bytecode, constants)
+            problem = _constant(value, parts, constants)
             if problem:
                 yield _refusal(
                     f"{type(value).__name__} constant",
@@ -229,11 +231,12 @@ def _texts(payload: bytes, bytecode: set[bytes], constants: Constants) -> Iterat
             yield _refusal(f"opcode {opcode.name}", Reason.CAPSULE_UNREADABLE, "", _FIX)
 
 
-def _constant(value: Any, bytecode: set[bytes], constants: Constants) -> Problem | None:
-    if isinstance(value, bytes) and value in bytecode:
+def _constant(value: Any, parts: _Parts, constants: Constants) -> Problem | None:
+    if isinstance(value, bytes) and value in parts.bytecode:
         return constants.machine_code(value)
-    vocabulary = isinstance(value, str) and (value in _REBUILDERS or (value in sys.modules and is_approved(value)))
-    return None if vocabulary else constants.problem(value)
+    if isinstance(value, str) and value in parts.names:
+        return constants.problem(value.replace(".", " "))  # a dotted name is no web address
+    return constants.problem(value)
 
 
 def _not_plain(path: str, constants: Constants) -> Capture:

@@ -157,7 +157,7 @@ def _run_trial(ticket: Ticket, spec: TrainingSpec) -> None:
                 tune.report(losses, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-class _Counter(tune.Callback):  # type: ignore[misc]
+class _Counter(tune.Callback):
     """Counts the trials that ended; runs in the driver."""
 
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:

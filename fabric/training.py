@@ -221,7 +221,7 @@ def _sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-class _Journal(UserCallback):  # type: ignore[misc]
+class _Journal(UserCallback):
     """Writes the losses that rank 0 reports to a file in the private zone; runs in the controller."""
 
     def __init__(self, path: str) -> None:

@@ -93,7 +93,7 @@ class Sanitizer:
             )
 
 
-def start(zone_resource: str, label_selector: Mapping[str, str]) -> Any:  # noqa: ANN401 - a Ray actor handle
+def start(zone_resource: str, label_selector: Mapping[str, str]) -> Any:
     """Start a sanitizer actor in the private zone and return its handle."""
     return (
         ray.remote(Sanitizer)

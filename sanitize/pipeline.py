@@ -64,14 +64,16 @@ def sanitize(
         Refused: `COLUMN_REFUSED` or `INSPECTION_FAILED`.
     """
     # 1. Join.
-    table, unmatched = join_records(raw, recipe)
+    table, unmatched = raw[recipe.records].table, {}
+    for name, join in recipe.join.items():
+        table, unmatched[name] = join_records(table, raw[name], left_key=join.left, right_key=join.right)
     # 2. Treat.
     treated = treat(recipe, table)
     # 3. Inspect.
     columns = [_inspected(name, one, recipe, inspector) for name, one in treated.items()]
     # 4. Shuffle, hold back, seal.
     order = np.random.default_rng(seed).permutation(table.num_rows)
-    held = int(round(table.num_rows * hold_back))
+    held = round(table.num_rows * hold_back)
     if held == table.num_rows or (hold_back and not held):
         raise InvalidInput(
             Reason.RECORDS_EMPTY,

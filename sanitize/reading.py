@@ -1,163 +1,247 @@
-"""Reading raw records, in the private zone only: CSV, Parquet or Arrow IPC files, refused unless whole.
+"""Reading of raw records, in the private zone only: CSV, Parquet and Arrow files, and joins between them.
 
-No message of a parser is passed on: they quote the row they failed on.
+What is read is read whole or refused. pyarrow's messages quote cells, so none is passed on: an error names the
+records and, where it can be had, the row. CSV columns are typed by a rule over every cell, never by a sample: a
+column is numbers only if each cell is written as a number would be, so that `02139` stays text.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+import io
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from pyarrow import csv, parquet
+import pyarrow.csv as pacsv
+import pyarrow.parquet as pq
 
+from fabric.artifacts import digest
 from fabric.errors import InvalidInput, Reason, nearest
-from sanitize.recipe import Recipe
 
-SUFFIXES = (".arrow", ".csv", ".parquet")
+_MAX_NAME = 128
+_MAX_COLUMNS = 10_000
+_ROW = re.compile(r"Row #(\d+)")
+_COUNTS = re.compile(r"Expected (\d+) columns, got (\d+)")
+_LOOKS_LIKE_DATA = re.compile(
+    r"[-+]?[0-9][0-9.,:/ -]*\Z|.*@.*\..*|\d{4}-\d{2}-\d{2}.*|[0-9a-fA-F]{8}-[0-9a-fA-F]{4}-.*"
+)
+
+_TIME = r"[0-9]{4}-[0-9]{2}-[0-9]{2}[T ][0-9]{2}:[0-9]{2}(:[0-9]{2}(\.[0-9]{1,6})?)?"
+_TYPES: tuple[tuple[str, pa.DataType], ...] = (
+    (r"^(true|false|True|False|TRUE|FALSE)$", pa.bool_()),
+    (r"^(0|-?[1-9][0-9]{0,17})$", pa.int64()),
+    (r"^-?(0|[1-9][0-9]{0,17})(\.[0-9]+)?([eE][-+]?[0-9]{1,2})?$", pa.float64()),
+    (r"^[0-9]{4}-[0-9]{2}-[0-9]{2}$", pa.date32()),
+    (rf"^{_TIME}(Z|[-+][0-9]{{2}}:[0-9]{{2}})$", pa.timestamp("us", tz="UTC")),
+    (rf"^{_TIME}$", pa.timestamp("us")),
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RawTable:
-    """Raw records and the digest of the file they came from."""
+    """Raw records as they were read.
 
-    table: pa.Table
+    Attributes:
+        version: digest of the file's bytes.
+        order_key: derived from the file's bytes, for a row order that nobody without them can work out.
+    """
+
+    name: str
+    table: pa.Table = field(repr=False)
     version: str
+    order_key: bytes = field(repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Return the number of rows."""
+        return int(self.table.num_rows)
 
 
 def read_records(path: Path, *, name: str) -> RawTable:
-    """Read records whole.
-
-    In a CSV file, a column whose values have leading zeros stays text, so that no code becomes another code.
+    """Read the records called `name` from a .csv, .parquet or .arrow file.
 
     Raises:
         InvalidInput: `RECORDS_MISSING`, `RECORDS_EMPTY`, `RECORDS_TRUNCATED` or `RECORDS_UNREADABLE`.
     """
-    if not path.is_file():
-        files = [p.name for p in path.parent.glob("*") if p.is_file()] if path.parent.is_dir() else []
-        raise InvalidInput(
-            Reason.RECORDS_MISSING, f"records {name!r}: there is no file {path}", nearest(path.name, files)
+    # 1. The bytes, once: what is digested is what is parsed.
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise _wrong(
+            Reason.RECORDS_UNREADABLE, name, f"{path.name} has an unknown suffix", nearest(path.suffix, _READERS)
         )
-    if path.suffix.lower() not in SUFFIXES:
-        raise InvalidInput(
-            Reason.RECORDS_UNREADABLE,
-            f"records {name!r}: {path.name} is of no known kind",
-            f"use a file that ends in {', '.join(SUFFIXES)}",
-        )
-    try:
-        version = _digest(path)
-        if path.stat().st_size == 0:
-            raise _empty(name)
-        table = _READERS[path.suffix.lower()](path, name)
-    except OSError:
-        raise InvalidInput(
-            Reason.RECORDS_UNREADABLE, f"records {name!r}: {path.name} cannot be read", "check its permissions"
-        ) from None
-    if table.num_rows == 0:
-        raise _empty(name)
-    if len(set(table.column_names)) != table.num_columns:
-        raise InvalidInput(Reason.RECORDS_UNREADABLE, f"records {name!r}: two columns have the same name", "rename one")
-    return RawTable(table=table, version=version)
+    content = _content(path, name)
+    if not content.strip():
+        raise _wrong(Reason.RECORDS_EMPTY, name, f"{path.name} is empty", "name a file with rows in it")
+    # 2. The table.
+    table = read(content, name)
+    _check_header(table.column_names, name)
+    if not table.num_rows:
+        raise _wrong(Reason.RECORDS_EMPTY, name, f"{path.name} has no rows", "name a file with rows in it")
+    return RawTable(
+        name=name,
+        table=table,
+        version=digest(content),
+        order_key=hashlib.blake2b(content, digest_size=32, person=b"row order").digest(),
+    )
 
 
-def join_records(raw: Mapping[str, RawTable], recipe: Recipe) -> tuple[pa.Table, dict[str, int]]:
-    """Return the recipe's records with the joined ones beside them, and how many rows each join found no match for.
+def join_records(left: pa.Table, right: RawTable, *, left_key: str, right_key: str) -> tuple[pa.Table, int]:
+    """Return `left` with the columns of `right` added, prefixed, and the number of rows that found no match.
+
+    Every row of `left` stays; one without a match has nulls.
 
     Raises:
-        InvalidInput: `COLUMN_MISSING` for a key column; `RECIPE_INVALID` if a right key is not unique.
+        InvalidInput: `COLUMN_MISSING`, or `RECORDS_UNREADABLE` if a key of `right` occurs twice.
     """
-    table = raw[recipe.records].table
-    unmatched = {}
-    for name, join in recipe.join.items():
-        other = raw[name].table
-        for side, column, names in (("left", join.left, table.column_names), ("right", join.right, other.column_names)):
-            if column not in names:
-                raise InvalidInput(
-                    Reason.COLUMN_MISSING, f"join {name!r}: no {side} column {column!r}", nearest(column, names)
-                )
-        keys = other.column(join.right)
-        if pc.count_distinct(keys, mode="all").as_py() != len(keys):
-            raise InvalidInput(
-                Reason.RECIPE_INVALID, f"join {name!r}: column {join.right!r} is not unique", "join on a unique key"
-            )
-        index = pc.index_in(table.column(join.left).cast(keys.type), value_set=keys.combine_chunks())
-        unmatched[name] = index.null_count
-        for column in other.column_names:
-            table = table.append_column(f"{name}.{column}", other.column(column).take(index))
-    return table, unmatched
-
-
-def _read_csv(path: Path, name: str) -> pa.Table:
-    with path.open("rb") as file:
-        file.seek(-1, 2)
-        if file.read(1) not in (b"\n", b"\r"):
-            raise _truncated(name, "its last line does not end", "if it is whole, end it with a newline")
-    short: list[int] = []
-
-    def invalid(row: csv.InvalidRow) -> str:
-        short.append(row.number or 0)
-        return "error"
-
-    parse = csv.ParseOptions(newlines_in_values=True, invalid_row_handler=invalid)
-    try:
-        # Single-threaded, so that Arrow knows the row's number.
-        text = csv.read_csv(
-            path,
-            read_options=csv.ReadOptions(use_threads=False),
-            parse_options=parse,
-            convert_options=csv.ConvertOptions(strings_can_be_null=True),
+    for key, names in ((left_key, left.column_names), (right_key, right.table.column_names)):
+        if key not in names:
+            message = f"the join with {right.name!r} needs the column {key!r}"
+            raise InvalidInput(Reason.COLUMN_MISSING, message, nearest(key, names))
+    wanted, offered = left.column(left_key), right.table.column(right_key)
+    if wanted.type != offered.type:
+        wanted, offered = wanted.cast(pa.string()), offered.cast(pa.string())
+    if pc.count_distinct(offered).as_py() != len(offered) - offered.null_count:
+        raise _wrong(
+            Reason.RECORDS_UNREADABLE,
+            right.name,
+            f"the key {right_key!r} occurs more than once",
+            "join on a column whose values are unique",
         )
-    except (pa.ArrowException, UnicodeDecodeError):
-        where = f"row {short[0]} has another number of columns" if short else "it is cut off or no CSV in UTF-8"
-        raise _truncated(name, where, "export it again") from None
-    padded = _padded_columns(path, text)
-    if not padded:
-        return text
-    options = csv.ConvertOptions(strings_can_be_null=True, column_types={column: pa.string() for column in padded})
-    return csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
+    index = pc.index_in(wanted, value_set=offered, skip_nulls=True)
+    joined = right.table.take(index)
+    for column in joined.column_names:
+        left = left.append_column(f"{right.name}.{column}", joined.column(column))
+    return left, int(index.null_count)
 
 
-def _padded_columns(path: Path, table: pa.Table) -> list[str]:
-    """Return the integer columns whose text has leading zeros: codes, not numbers."""
-    integers = [f.name for f in table.schema if pa.types.is_integer(f.type)]
-    if not integers:
-        return []
-    options = csv.ConvertOptions(include_columns=integers, column_types={column: pa.string() for column in integers})
-    text = csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True), convert_options=options)
-    return [
-        column for column in integers if pc.any(pc.match_substring_regex(text.column(column), r"^\s*[-+]?0\d")).as_py()
-    ]
-
-
-def _read_parquet(path: Path, name: str) -> pa.Table:
+def _content(path: Path, name: str) -> bytes:
     try:
-        return parquet.read_table(path)
-    except pa.ArrowException:
-        raise _truncated(name, "it is cut off or no Parquet file", "copy it again") from None
+        return path.read_bytes()
+    except FileNotFoundError:
+        near = [p.name for p in path.parent.glob("*") if p.suffix.lower() in _READERS]
+        raise _wrong(Reason.RECORDS_MISSING, name, f"there is no file {path.name}", nearest(path.name, near)) from None
+    except OSError as error:
+        raise _wrong(
+            Reason.RECORDS_UNREADABLE, name, f"{path.name} cannot be read ({type(error).__name__})", "check the path"
+        ) from None
 
 
-def _read_arrow(path: Path, name: str) -> pa.Table:
+def _read_csv(content: bytes, name: str) -> pa.Table:
+    if content.count(b'"') % 2:
+        raise _truncated(name, "a quote is opened and never closed")
+    if not content.endswith((b"\n", b"\r")):
+        raise _truncated(name, "the last line does not end", "; end it with a newline if nothing is missing")
+    if b"\0" in content:
+        raise _wrong(Reason.RECORDS_UNREADABLE, name, "the file holds NUL bytes", "write it as UTF-8 text")
     try:
-        with pa.OSFile(str(path)) as file:
-            return pa.ipc.open_file(file).read_all()
-    except pa.ArrowException:
-        raise _truncated(name, "it is cut off or no Arrow IPC file", "copy it again") from None
+        header = next(csv.reader(io.TextIOWrapper(io.BytesIO(content), "utf-8-sig", newline="")))
+        _check_header(header, name)
+        table = pacsv.read_csv(
+            io.BytesIO(content),
+            read_options=pacsv.ReadOptions(use_threads=False),  # with threads pyarrow does not know the row
+            parse_options=pacsv.ParseOptions(newlines_in_values=True),
+            convert_options=pacsv.ConvertOptions(
+                column_types=dict.fromkeys(header, pa.string()), null_values=[""], strings_can_be_null=True
+            ),
+        )
+    except (pa.ArrowException, ValueError, csv.Error) as error:
+        raise _told(error, name) from None
+    return pa.table({column: _typed(table.column(column)) for column in table.column_names})
 
 
-_READERS = {".csv": _read_csv, ".parquet": _read_parquet, ".arrow": _read_arrow}
+def _told(error: Exception, name: str) -> InvalidInput:
+    """Say what of pyarrow's message is safe to say: the row, and whether cells are missing."""
+    row = _ROW.search(str(error))
+    where = f" in row {row.group(1)}" if row else ""
+    counts = _COUNTS.search(str(error))
+    if counts and int(counts.group(2)) < int(counts.group(1)):
+        return _truncated(name, f"cells are missing{where}")
+    return _wrong(
+        Reason.RECORDS_UNREADABLE, name, f"the file is not CSV in UTF-8{where}", "check separators, quotes and encoding"
+    )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
+def _typed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    if column.null_count == len(column):
+        return column
+    for pattern, kind in _TYPES:
+        if pc.all(pc.match_substring_regex(column, pattern)).as_py():
+            try:
+                return column.cast(kind)
+            except pa.ArrowInvalid:  # 30 February: leave it text, which no treatment of dates accepts
+                return column
+    return column
 
 
-def _empty(name: str) -> InvalidInput:
-    return InvalidInput(Reason.RECORDS_EMPTY, f"records {name!r} hold no row", "check the export that made the file")
+def _read_parquet(content: bytes, name: str) -> pa.Table:
+    _check_magic(content, b"PAR1", b"PAR1", name, "Parquet")
+    try:
+        return _plain(pq.read_table(pa.BufferReader(content)))
+    except (pa.ArrowException, ValueError, OSError):
+        raise _wrong(Reason.RECORDS_UNREADABLE, name, "the file is not Parquet", "write it again") from None
 
 
-def _truncated(name: str, where: str, way_out: str) -> InvalidInput:
-    return InvalidInput(Reason.RECORDS_TRUNCATED, f"records {name!r} are not whole: {where}", way_out)
+def _read_arrow(content: bytes, name: str) -> pa.Table:
+    _check_magic(content, b"ARROW1\0\0", b"ARROW1", name, "an Arrow file")
+    try:
+        table = pa.ipc.open_file(pa.BufferReader(content)).read_all()
+        table.validate(full=True)
+        return _plain(table)
+    except (pa.ArrowException, ValueError, OSError):
+        raise _wrong(Reason.RECORDS_UNREADABLE, name, "the file is not an Arrow file", "write it again") from None
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Decode dictionaries, and forget what the writer said of the schema."""
+    _unique(table.column_names)
+    columns = {name: table.column(name) for name in table.column_names}
+    decoded = {n: c.cast(c.type.value_type) if pa.types.is_dictionary(c.type) else c for n, c in columns.items()}
+    return pa.table(decoded)
+
+
+def _unique(names: list[str]) -> None:
+    if len(set(names)) != len(names):
+        raise ValueError("two columns share a name")
+
+
+def _check_magic(content: bytes, head: bytes, foot: bytes, name: str, kind: str) -> None:
+    if not content.startswith(head):
+        raise _wrong(Reason.RECORDS_UNREADABLE, name, f"the file is not {kind}", "check its suffix")
+    if not content.endswith(foot) or len(content) < len(head) + len(foot):
+        raise _truncated(name, "its footer is missing")
+
+
+def _check_header(names: list[str], name: str) -> None:
+    """Refuse a header that may hold data: column names go into statements and messages."""
+    if len(names) > _MAX_COLUMNS or len(set(names)) != len(names):
+        raise _wrong(
+            Reason.RECORDS_UNREADABLE, name, f"more than {_MAX_COLUMNS:,} columns, or two of one name", "rename them"
+        )
+    for position, column in enumerate(names, start=1):
+        if not column or len(column) > _MAX_NAME or not column.isprintable() or _LOOKS_LIKE_DATA.match(column):
+            raise _wrong(
+                Reason.RECORDS_UNREADABLE,
+                name,
+                f"the name of column {position} looks like data",
+                f"give the file a header line of printable names of at most {_MAX_NAME} characters",
+            )
+
+
+def _truncated(name: str, what: str, or_else: str = "") -> InvalidInput:
+    return _wrong(Reason.RECORDS_TRUNCATED, name, f"the file is cut off: {what}", f"fetch the file again{or_else}")
+
+
+def _wrong(reason: Reason, name: str, what: str, hint: str) -> InvalidInput:
+    return InvalidInput(reason, f"records {name!r}: {what}", hint)
+
+
+_READERS: Mapping[str, Callable[[bytes, str], pa.Table]] = {
+    ".csv": _read_csv,
+    ".parquet": _read_parquet,
+    ".arrow": _read_arrow,
+}

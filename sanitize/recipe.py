@@ -7,7 +7,6 @@ nothing leave. Pure: no records are read here.
 from __future__ import annotations
 
 import re
-
 from datetime import date
 from functools import cached_property
 from typing import Annotated, Any, Literal
@@ -232,7 +231,7 @@ class Recipe(Spec):
                 if source not in names:
                     raise InvalidInput(
                         Reason.COLUMN_MISSING,
-                        f"recipe {self.name!r} makes {outgoing!r} from a column {source!r} that the records do not have",
+                        f"recipe {self.name!r} makes {outgoing!r} from {source!r}, which the records do not have",
                         nearest(source, names),
                     )
 

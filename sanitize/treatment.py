@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -78,7 +79,7 @@ def _year(name: str, column: Year, table: pa.Table) -> Treated:
 def _age(name: str, column: Age, table: pa.Table) -> Treated:
     born = _timestamps(name, column.source, table)
     fixed = column.fixed_date
-    at = pa.scalar(fixed, pa.timestamp("s")) if fixed else _timestamps(name, column.at, table)
+    at = pa.scalar(datetime(fixed.year, fixed.month, fixed.day), pa.timestamp("s")) if fixed else _timestamps(name, column.at, table)
     had_birthday = pc.greater_equal(_day_of_year(at), _day_of_year(born))
     years = pc.subtract(pc.subtract(pc.year(at), pc.year(born)), pc.if_else(had_birthday, 0, 1))
     ages = _of_timestamps(years)

@@ -563,7 +563,7 @@ def test_an_identifier_is_counted_by_entity_and_placed_by_line():
     (bad,) = seen.refusals
     assert bad.kind == "constant"
     assert bad.line == train.__code__.co_firstlineno + 2
-    assert bad.where == f"{train.__qualname__}, line {bad.line}"
+    assert bad.where == f"train, line {bad.line}"
 
 
 def test_presidio_itself_refuses_an_identifier():
@@ -582,6 +582,23 @@ def test_a_value_encoded_on_purpose_is_a_known_limit():
     """No reading of constants can stop an author who wants to hide a value; this states where the check ends."""
     backwards = made(f"def train():\n return '{PLANTED[::-1]}'[::-1]")
     assert not xray(backwards, inspect_text=inspect_text).refused
+
+
+def test_names_in_code_are_not_taken_for_web_addresses():
+    def presidio_like(text):
+        return {"URL"} if re.search(r"[a-z]\.(cloudpickle|nn|su|net|clone|rate)", text, re.IGNORECASE) else set()
+
+    assert not xray(typical, inspect_text=presidio_like).refused
+    assert xray(made("def train():\n return 'clinic.net'"), inspect_text=presidio_like).refused
+
+
+def test_a_name_of_an_approved_module_cannot_carry_an_identifier(monkeypatch):
+    def named():
+        return 1
+
+    named.__module__, named.__qualname__, named.__name__ = "numpy", PLANTED, PLANTED
+    monkeypatch.setattr(np, PLANTED, named, raising=False)
+    refusal(closing_over(named), IDENTIFIER)
 
 
 def test_names_are_escaped_in_html():
@@ -720,6 +737,13 @@ def test_no_place_of_this_machine_crosses():
     assert str(Path(__file__).parent).encode() not in capsule.payload
     assert b"test_capsule.py" not in capsule.payload
     assert b"a note that stays" not in capsule.payload
+
+
+def test_a_future_import_is_not_taken_for_a_number_of_six_digits():
+    def six_digits(text):
+        return {"NUMBER"} if re.search(r"\d{6}", text) else set()
+
+    assert not xray(made("from __future__ import annotations\ndef train(): pass"), inspect_text=six_digits).refused
 
 
 def test_the_same_function_has_the_same_digest():

@@ -267,6 +267,7 @@ def test_work_that_names_no_zone_lands_in_the_private_one(seen: dict) -> None:
 @pytest.mark.cluster
 def test_the_public_node_offers_its_slots_and_no_cpu(seen: dict) -> None:
     assert "CPU" not in seen["resources"]["public"]
+    assert seen["resources"]["public"]["memory"] == 1
     assert seen["resources"]["public"]["zone_public"] == PUBLIC.slots
     assert seen["resources"]["private"]["CPU"] == PRIVATE.cpus
     assert seen["resources"]["private"]["zone_private"] >= 1000
@@ -285,13 +286,12 @@ def test_a_public_task_lands_outside_and_sees_no_secret_of_the_user(cluster: Loc
 
 @pytest.mark.cluster
 def test_no_public_process_holds_the_secret_and_all_bear_the_mark(cluster: LocalCluster, seen: dict) -> None:
-    private, public = (below(node.pid) for node in cluster.nodes)
-    assert any(SECRET.encode() in Path(f"/proc/{process.pid}/environ").read_bytes() for process in private)
-    for process in public:
-        held = Path(f"/proc/{process.pid}/environ").read_bytes()
-        assert f"{MARK}={cluster.id}".encode() in held
-        assert SECRET.encode() not in held
-        assert b"seen-by-private" not in held
+    private, public = (
+        [Path(f"/proc/{process.pid}/environ").read_bytes() for process in below(node.pid)] for node in cluster.nodes
+    )
+    assert all(f"{MARK}={cluster.id}".encode() in held for held in [*private, *public])
+    assert all(SECRET.encode() in held for held in private)
+    assert not any(SECRET.encode() in held or b"seen-by-private" in held for held in public)
 
 
 @pytest.mark.cluster
@@ -319,6 +319,11 @@ def test_every_port_listens_on_the_loopback_interface_only(cluster: LocalCluster
         if connection.status == psutil.CONN_LISTEN
     ]
     assert set(listening) == {"127.0.0.1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.cluster
+def test_no_node_is_in_the_session_of_the_terminal_that_started_it(cluster: LocalCluster) -> None:
+    assert all(os.getsid(node.pid) == node.pid for node in cluster.nodes)
 
 
 @pytest.mark.cluster
@@ -374,9 +379,9 @@ def test_stopping_one_cluster_ends_all_of_it_and_leaves_another_and_every_strang
     with socket.create_server(("127.0.0.1", 0)) as a, socket.create_server(("127.0.0.1", 0)) as b:
         ports = Ports(gcs=a.getsockname()[1], dashboard=b.getsockname()[1])
     before = {process.pid for node in cluster.nodes for process in below(node.pid)}
-    stranger = subprocess.Popen(["sleep", "600"], env={MARK: cluster.id + "0", "PATH": os.defpath})
+    second = start(state_dir, ports=ports)
+    stranger = subprocess.Popen(["sleep", "600"], env={MARK: second.id + "0", "PATH": os.defpath})
     try:
-        second = start(state_dir, ports=ports)
         assert second.gcs_address == f"127.0.0.1:{ports.gcs}"
         assert second.dashboard_url == f"http://127.0.0.1:{ports.dashboard}"
         left = [int(pid) for pid in on(second, LEAVE_ORPHANS).split()]
