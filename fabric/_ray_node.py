@@ -20,6 +20,7 @@ from typing import Any
 from fabric.zones import Zone
 
 MARK = "FABRIC_CLUSTER_ID"
+OBJECT_STORE_BYTES = 1024**3  # of each node; Ray would take a third of the memory, and spills what does not fit
 LOOPBACK = "127.0.0.1"
 PRIVATE_AMOUNT = 1000  # Work in the private zone takes a pinch (0.001) of it, so it never runs out.
 _HOOK, _AWAIT = "RAY_START_HOOK", "FABRIC_AWAIT_FILE"
@@ -106,6 +107,7 @@ def _command(zone: Zone, temp: Path, amount: int) -> list[str]:
         *["--temp-dir", str(ray_folder(temp)), "--node-ip-address", LOOPBACK, "--node-name", zone.name],
         *["--num-cpus", str(zone.cpus), "--num-gpus", str(zone.gpus), "--labels", f"zone={zone.name}"],
         *["--resources", json.dumps({zone.resource: amount}), *ports],
+        *["--object-store-memory", str(OBJECT_STORE_BYTES)],
         *["--dashboard-agent-listen-port", "0", "--dashboard-agent-grpc-port", "0"],
     ]
 
@@ -164,8 +166,8 @@ def is_free(port: int) -> bool:
 def on_loopback(ray_params: Any, head: bool) -> None:
     """Bend `ray start` before it starts a node (`RAY_START_HOOK`).
 
-    `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0` keeps Ray on 127.0.0.1, where it would otherwise take an address of the network
-    and listen on every interface; but with it, Ray refuses a second node, and without it, it changes the head's address.
+    `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0` keeps Ray on 127.0.0.1; otherwise it takes an address of the network and
+    listens on every interface. But with it Ray refuses a second node, and without it Ray changes the head's address.
     The Ray Client port is not opened: nobody uses it.
     """
     del os.environ[_HOOK]  # What this node starts must not inherit the hook.

@@ -254,7 +254,7 @@ class Trainer:
             loss = self._loss(self._wrapped(batch.numeric, batch.codes), batch.target)
             loss.backward()
             self._optimizer.step()
-            summed += float(loss) * len(batch)
+            summed += float(loss.detach()) * len(batch)
         return self._mean(summed, rows)
 
     def _validate(self) -> float:

@@ -39,6 +39,7 @@ START_TIMEOUT_S = 90.0
 GRACE_S = 6.0
 WATCH_EVERY_S = 0.5
 KILL_TIMEOUT_S = 20.0
+LOOKS_IN_VAIN = 2
 _STATE, _LOCK, _TOKEN, _KEPT = "cluster.json", "cluster.lock", "ray-token", "failed-start"
 
 
@@ -305,9 +306,10 @@ def _spawn(command: Sequence[str], env: Mapping[str, str], folder: Path) -> int:
 
 def _await(cluster: LocalCluster, node: Node, look: Callable[[Path], str], deadline: float) -> str:
     """Return the first text that `look` sees in the node's folder."""
+    child = _process(node.pid)  # Not asked for its mark: a process has no environment for a moment after it starts.
     while not (seen := look(node.temp)):
         late = time.monotonic() > deadline
-        if late or not _is_alive(cluster, node):
+        if late or child is None or not _lives(child):
             raise ClusterUnavailable(
                 Reason.CLUSTER_FAILED,
                 f"the node of zone {node.zone!r} {'did not start in time' if late else 'stopped while it started'}",
@@ -405,6 +407,18 @@ def _is_marked(process: psutil.Process, cluster: LocalCluster) -> bool:
     return False
 
 
+def _process(pid: int) -> psutil.Process | None:
+    with suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid)
+    return None
+
+
+def _lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
 # Stop.
 
 
@@ -435,13 +449,16 @@ def _erase(cluster: LocalCluster) -> None:
     deadline = time.monotonic() + GRACE_S
     while time.monotonic() < deadline and _members(cluster):
         time.sleep(0.1)
-    # 2. Kill the rest, until a look at the whole machine finds none.
+    # 2. Kill the rest, until two looks at the whole machine find none: one may meet a process while it starts.
     deadline = time.monotonic() + KILL_TIMEOUT_S
-    while members := _members(cluster):
+    looks_in_vain = 0
+    while looks_in_vain < LOOKS_IN_VAIN:
+        members = _members(cluster)
+        looks_in_vain = 0 if members else looks_in_vain + 1
         for process in members:
             with suppress(psutil.Error):
                 process.kill()
-        if time.monotonic() > deadline:
+        if members and time.monotonic() > deadline:
             raise ClusterUnavailable(
                 Reason.CLUSTER_FAILED,
                 f"processes {sorted(process.pid for process in members)} of the local cluster do not die",
@@ -485,18 +502,6 @@ def _watch(owner: psutil.Process | None, cluster_id: str, state_dir: Path) -> No
 def _reads_as(cluster_id: str, state_dir: Path) -> LocalCluster | None:
     cluster = _read(state_dir)
     return cluster if cluster is not None and cluster.id == cluster_id else None
-
-
-def _process(pid: int) -> psutil.Process | None:
-    with suppress(psutil.NoSuchProcess):
-        return psutil.Process(pid)
-    return None
-
-
-def _lives(process: psutil.Process) -> bool:
-    with suppress(psutil.NoSuchProcess):
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    return False
 
 
 # The state file and its lock.

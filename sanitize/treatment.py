@@ -79,7 +79,11 @@ def _year(name: str, column: Year, table: pa.Table) -> Treated:
 def _age(name: str, column: Age, table: pa.Table) -> Treated:
     born = _timestamps(name, column.source, table)
     fixed = column.fixed_date
-    at = pa.scalar(datetime(fixed.year, fixed.month, fixed.day), pa.timestamp("s")) if fixed else _timestamps(name, column.at, table)
+    at = (
+        pa.scalar(datetime(fixed.year, fixed.month, fixed.day), pa.timestamp("s"))
+        if fixed
+        else _timestamps(name, column.at, table)
+    )
     had_birthday = pc.greater_equal(_day_of_year(at), _day_of_year(born))
     years = pc.subtract(pc.subtract(pc.year(at), pc.year(born)), pc.if_else(had_birthday, 0, 1))
     ages = _of_timestamps(years)

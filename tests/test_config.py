@@ -98,7 +98,7 @@ def test_a_jobs_metadata_becomes_its_labels_without_rays_own_keys():
     key = SigningKey.from_seed(bytes(32)).public
     found = Environment.read(
         {
-            "RAY_JOB_CONFIG_JSON_ENV_VAR": '{"metadata": {"job_submission_id": "j1", "job_name": "j1", "purpose": "x"}, '
+            "RAY_JOB_CONFIG_JSON_ENV_VAR": '{"metadata": {"job_submission_id": "j1", "job_name": "j", "purpose": "x"}, '
             '"runtime_env": {"working_dir": "gcs://_ray_pkg.zip"}}',
             "FABRIC_ZONE": "private",
             "FABRIC_TRUSTED_KEYS": key.to_text(),

@@ -322,6 +322,13 @@ def test_every_port_listens_on_the_loopback_interface_only(cluster: LocalCluster
 
 
 @pytest.mark.cluster
+def test_no_ray_client_server_runs(cluster: LocalCluster) -> None:
+    commands = [" ".join(process.cmdline()) for node in cluster.nodes for process in below(node.pid)]
+    assert any("gcs_server" in command for command in commands)
+    assert not any("ray.util.client" in command for command in commands)
+
+
+@pytest.mark.cluster
 def test_no_node_is_in_the_session_of_the_terminal_that_started_it(cluster: LocalCluster) -> None:
     assert all(os.getsid(node.pid) == node.pid for node in cluster.nodes)
 

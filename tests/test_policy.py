@@ -74,7 +74,9 @@ TABLE = [
 ]
 
 
-@pytest.mark.parametrize(("request_", "permit", "rule"), TABLE, ids=lambda value: value if isinstance(value, str) else "")
+@pytest.mark.parametrize(
+    ("request_", "permit", "rule"), TABLE, ids=lambda value: value if isinstance(value, str) else ""
+)
 def test_each_rule_decides_alone(request_, permit, rule):
     assert rules(request_) == (permit, [rule])
 

@@ -1,0 +1,118 @@
+"""Shared: a planted set of records, and a fabric that is up."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fabric.people import COLUMNS, write_people
+from fabric.starter import write_starter
+
+BIN = Path(sys.executable).parent
+
+# Values that cannot be mistaken for anything else, in one row of the records.
+PLANTED = {
+    "name": "Zyxwanda Quorvexplanted",
+    "email": "zyxwanda.quorvex@planted.example",
+    "national_id": "987-65-4399",
+    "phone": "202-555-0177",
+    "birth_date": "1951-07-23",
+    "region": "north",
+    "condition": "renal",
+    "plan": "basic",
+    "visits": "7",
+    "income": "987654321",
+    "notes": "ZQX planted note about Zyxwanda 77",
+    "cost": "8765.43",
+}
+CROSSED_INCOME = 987655000
+"""What the recipe makes of the planted income; this one does cross."""
+
+
+def needles() -> dict[str, bytes]:
+    """Return every planted value that must not cross, in the ways in which it could lie about."""
+    found = {}
+    for column in ("name", "email", "national_id", "phone", "birth_date", "notes", "income", "cost"):
+        found[f"{column} utf-8"] = PLANTED[column].encode()
+        found[f"{column} utf-16"] = PLANTED[column].encode("utf-16-le")
+    found["income int64"] = int(PLANTED["income"]).to_bytes(8, "little")
+    return found
+
+
+def write_planted(path: Path, *, rows: int) -> None:
+    """Write made-up people and the planted one among them."""
+    write_people(path, rows=rows, seed=3)
+    with path.open("a", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerow([PLANTED[column] for column in COLUMNS])
+
+
+@dataclass(frozen=True)
+class Living:
+    """A fabric that is up, in a folder made by `fabric init`."""
+
+    folder: Path
+    env: dict[str, str]
+
+    def run(self, *command: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+        """Run a command of this environment in the folder."""
+        done = subprocess.run(
+            [str(BIN / command[0]), *command[1:]],
+            cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout,
+        )  # fmt: skip
+        assert not check or done.returncode == 0, f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    def submit(self, module: str, file: str, *, metadata: dict[str, str] | None = None, **options) -> str:
+        """Run a job through `ray job submit` and return its output, whatever its end."""
+        return self.run(
+            "ray", "job", "submit", "--entrypoint-resources", '{"zone_private": 0.001}',
+            "--metadata-json", json.dumps(metadata or {"purpose": "cost-forecast"}),
+            "--", sys.executable, "-m", module, file,
+            check=False, **options,
+        ).stdout  # fmt: skip
+
+    def evidence(self) -> list[dict]:
+        """Return the records of the ledger."""
+        return json.loads(self.run("fabric", "evidence", "--json").stdout)
+
+
+@pytest.fixture(scope="session")
+def living(tmp_path_factory) -> Living:
+    """Return a fabric that is up for the whole test run, on planted records."""
+    folder = tmp_path_factory.mktemp("living")
+    write_starter(folder)
+    write_planted(folder / "people.csv", rows=1500)
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))}
+    env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
+    up = Living(folder, env)
+    up.run("fabric", "up")
+    try:
+        settings = up.run("fabric", "env").stdout.splitlines()
+        for line in settings:
+            name, _, value = line.removeprefix("export ").partition("=")
+            env[name] = value.strip("'")
+        yield up
+    finally:
+        up.run("fabric", "down")
+
+
+def processes_of(zone: str, folder: Path) -> list[psutil.Process]:
+    """Return the processes of one zone of the fabric whose state lies in `folder`."""
+    marker = json.loads((folder / ".fabric" / "cluster.json").read_text())["id"]
+    found = []
+    for process in psutil.process_iter():
+        try:
+            env = process.environ()
+        except psutil.Error:
+            continue
+        if env.get("FABRIC_CLUSTER_ID") == marker and env.get("FABRIC_ZONE") == zone:
+            found.append(process)
+    return found

@@ -1,0 +1,208 @@
+"""What comes back: bounded plain files, the declared network, finite numbers, nothing that executes."""
+
+import json
+import os
+import pickle
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fabric.config import Environment
+from fabric.errors import InvalidInput, Reason
+from fabric.learning import Arrays, Layout, Trainer, evaluate, load_model, read_history
+from fabric.quarantine import admit_model
+from fabric.session import Session
+from fabric.specs import ModelSpec, TrainingSpec
+from fabric.starter import write_starter
+from fabric.stores import read_bounded
+
+SPEC = TrainingSpec(epochs=4, batch_size=16, learning_rate=0.01, checkpoint_every=2, model=ModelSpec(hidden=[4]))
+LAYOUT = Layout(numeric=("a", "b"), encoded=(("c", 3),), target="y", classes=0)
+
+
+def arrays(rows=64):
+    generator = torch.Generator().manual_seed(0)
+    numeric = torch.randn(rows, 2, generator=generator)
+    codes = torch.randint(0, 3, (rows, 1), generator=generator)
+    return Arrays(numeric, codes, numeric[:, 0] * 3 + codes[:, 0] + 10)
+
+
+@pytest.fixture
+def session(tmp_path):
+    write_starter(tmp_path)
+    opened = Session.open(Environment.read({"FABRIC_PERSON": "someone"}), config_path=tmp_path)
+    yield opened
+    opened.ledger.close()
+
+
+@pytest.fixture
+def checkpoint(session):
+    trainer = Trainer(SPEC, LAYOUT, arrays())
+    list(trainer.epochs())
+    folder = session.home.outbox("public") / "run" / "checkpoint_1"
+    folder.mkdir(parents=True)
+    trainer.save(folder)
+    return folder
+
+
+def bring(session, folder, spec=SPEC):
+    return admit_model(session, folder, spec=spec, layout=LAYOUT, network=None, zone="public", provenance={"spec": "x"})
+
+
+def refused(session, folder, **options):
+    with pytest.raises(InvalidInput) as caught:
+        bring(session, folder, **options)
+    assert caught.value.reason is Reason.RESULT_REFUSED
+    assert list(session.home.models.iterdir()) == []
+    assert [entry.record["action"] for entry in session.ledger.entries()] == ["refusal"]
+    return caught.value
+
+
+def test_a_model_comes_back_signed_with_its_history(session, checkpoint):
+    model = bring(session, checkpoint)
+    assert len(model.history) == 4
+    assert {p.name for p in model.path.iterdir()} == {"model.safetensors", "state.json", "statement.json"}
+    assert [e.record["phase"] for e in session.ledger.entries()] == ["intent", "outcome"]
+
+
+def test_a_pickle_in_place_of_the_model_is_refused_unopened(session, checkpoint):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(checkpoint / "executed"),)
+
+    (checkpoint / "model.safetensors").write_bytes(pickle.dumps(Bomb()))
+    refused(session, checkpoint)
+    assert not (checkpoint / "executed").exists()
+
+
+def test_the_tensors_of_another_network_are_refused(session, checkpoint):
+    refused(session, checkpoint, spec=SPEC.model_copy(update={"model": ModelSpec(hidden=[5])}))
+
+
+def test_a_tensor_too_many_is_refused(session, checkpoint):
+    from safetensors.torch import load_file
+
+    tensors = load_file(checkpoint / "model.safetensors")
+    save_file({**tensors, "smuggled": torch.zeros(3)}, checkpoint / "model.safetensors")
+    refused(session, checkpoint)
+
+
+def test_numbers_that_are_not_finite_are_refused(session, checkpoint):
+    from safetensors.torch import load_file
+
+    tensors = load_file(checkpoint / "model.safetensors")
+    tensors["mean"][0] = float("nan")
+    save_file(tensors, checkpoint / "model.safetensors")
+    refused(session, checkpoint)
+
+
+def test_a_link_out_of_the_outbox_is_not_followed(session, checkpoint, tmp_path):
+    (tmp_path / "secret").write_bytes(b"secret")
+    (checkpoint / "state.json").unlink()
+    (checkpoint / "state.json").symlink_to(tmp_path / "secret")
+    refused(session, checkpoint)
+
+
+def test_a_folder_outside_the_outbox_is_refused(session, checkpoint, tmp_path):
+    link = session.home.outbox("public") / "out"
+    link.symlink_to(tmp_path)
+    refused(session, link)
+
+
+def test_a_missing_file_is_refused(session, checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    refused(session, checkpoint)
+
+
+def test_a_pipe_in_place_of_a_file_does_not_hang(session, checkpoint):
+    (checkpoint / "state.json").unlink()
+    os.mkfifo(checkpoint / "state.json")
+    refused(session, checkpoint)
+
+
+def test_a_file_over_its_limit_is_refused(tmp_path):
+    (tmp_path / "a").write_bytes(b"12345")
+    assert read_bounded(tmp_path, {"a": 5}) == {"a": b"12345"}
+    with pytest.raises(InvalidInput, match="larger than 4 bytes"):
+        read_bounded(tmp_path, {"a": 4})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{}", b"[]", b'{"history": []}', b'{"history": [{"epoch": 1}]}', b"[" * 100_000,
+     b'{"history": [{"epoch": 1, "training": NaN, "validation": 1}]}', b'{"history": 7}'],
+)  # fmt: skip
+def test_a_history_that_is_no_list_of_finite_losses_is_refused(content):
+    with pytest.raises(InvalidInput) as caught:
+        read_history(content)
+    assert caught.value.reason is Reason.RESULT_REFUSED
+
+
+def test_training_resumed_from_a_checkpoint_ends_where_unbroken_training_ends(tmp_path):
+    whole = Trainer(SPEC, LAYOUT, arrays())
+    list(whole.epochs())
+    first = Trainer(SPEC, LAYOUT, arrays())
+    for epoch in first.epochs():
+        if epoch.epoch == 2:
+            first.save(tmp_path)
+            break
+    second = Trainer(SPEC, LAYOUT, arrays())
+    second.resume(tmp_path)
+    list(second.epochs())
+    assert second.history == whole.history
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, second.model.state_dict()[name]), name
+
+
+def test_a_model_learns_and_is_measured_against_the_baseline():
+    import pyarrow as pa
+
+    data = arrays(512)
+    trainer = Trainer(SPEC.model_copy(update={"epochs": 40}), LAYOUT, data)
+    list(trainer.epochs())
+    table = pa.table({"a": data.numeric[:, 0].numpy(), "b": data.numeric[:, 1].numpy(), "c": data.codes[:, 0].numpy(),
+        "y": data.target.numpy()})  # fmt: skip
+    quality = evaluate(trainer.model, table)
+    assert quality.metric == "r2"
+    assert quality.value > 0.9 > quality.baseline
+
+
+def test_a_classification_is_learned_too(tmp_path):
+    import pyarrow as pa
+
+    layout = Layout(numeric=("a", "b"), encoded=(), target="y", classes=2)
+    data = arrays(512)
+    labelled = Arrays(data.numeric, torch.zeros(512, 0, dtype=torch.int64), (data.numeric[:, 0] > 0).long())
+    spec = SPEC.model_copy(update={"task": "classification", "epochs": 30})
+    trainer = Trainer(spec, layout, labelled)
+    list(trainer.epochs())
+    trainer.save(tmp_path)
+    model = load_model((tmp_path / "model.safetensors").read_bytes(), spec, layout)
+    table = pa.table({"a": data.numeric[:, 0].numpy(), "b": data.numeric[:, 1].numpy(), "y": labelled.target.numpy()})
+    quality = evaluate(model, table)
+    assert quality.metric == "accuracy"
+    assert quality.value > 0.9 > quality.baseline
+
+
+def test_a_missing_number_counts_as_the_mean():
+    trainer = Trainer(SPEC, LAYOUT, arrays())
+    list(trainer.epochs())
+    model = trainer.model.eval()
+    codes = torch.zeros(1, 1, dtype=torch.int64)
+    mean = model(model.mean.unsqueeze(0), codes)
+    assert torch.allclose(model(torch.full((1, 2), float("nan")), codes), mean)
+
+
+def test_a_task_that_does_not_fit_the_target_is_refused():
+    columns = {"a": {"role": "feature", "levels": 0}, "y": {"role": "target", "levels": 3}}
+    with pytest.raises(InvalidInput, match="3 classes"):
+        Layout.of(columns, "regression")
+    with pytest.raises(InvalidInput, match="no target"):
+        Layout.of({"a": {"role": "feature"}}, "regression")
+
+
+def test_the_statement_of_a_model_holds_no_float_and_names_its_making(session, checkpoint):
+    model = bring(session, checkpoint)
+    envelope = json.loads((model.path / "statement.json").read_bytes())
+    assert envelope["payloadType"] == "application/vnd.in-toto+json"
