@@ -13,7 +13,8 @@ import site
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,7 @@ def node_settings(cluster_id: str, token_path: Path) -> dict[str, str]:
         _HOOK: f"{__name__}.{on_loopback.__name__}",
         "RAY_enable_metrics_collection": "0",
         "DASHBOARD_METRIC_PORT": "0",
+        "PYTHONUSERBASE": site.getuserbase(),  # Where Python would look for it below a home folder that we change.
         "SPT_NOENV": "1",  # Else Ray's process titles overwrite the environment, and with it the mark.
     }
 
@@ -68,7 +70,7 @@ def public_environment(
 ) -> dict[str, str]:
     """Return a minimal environment: of the user's, only where programs are found. `head` is the head's folder."""
     kept = {name: base[name] for name in PASSED_ON if name in base}
-    own = {"HOME": str(temp), "TMPDIR": str(temp), "PYTHONUSERBASE": site.getuserbase()}
+    own = {"HOME": str(temp), "TMPDIR": str(temp)}
     return {**kept, **own, **extra, **settings, _AWAIT: str(registered_file(head))}
 
 
@@ -164,7 +166,7 @@ def is_free(port: int) -> bool:
 
 
 def on_loopback(ray_params: Any, head: bool) -> None:
-    """Bend `ray start` before it starts a node (`RAY_START_HOOK`).
+    """Bend `ray start` before it starts a node (`RAY_START_HOOK`), so that the node keeps to this machine.
 
     `RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0` keeps Ray on 127.0.0.1; otherwise it takes an address of the network and
     listens on every interface. But with it Ray refuses a second node, and without it Ray changes the head's address.
@@ -172,11 +174,30 @@ def on_loopback(ray_params: Any, head: bool) -> None:
     """
     del os.environ[_HOOK]  # What this node starts must not inherit the hook.
     ray_params.ray_client_server_port = None
-    if not head:
-        sys.modules["ray._private.ray_constants"].ENABLE_RAY_CLUSTER = True  # type: ignore[attr-defined]
-        sys.modules["ray._private.services"].resolve_ip_for_localhost = _unchanged  # type: ignore[attr-defined]
+    services: Any = sys.modules["ray._private.services"]
+    if head:
+        # Even with usage statistics off, the dashboard asks the clouds' metadata services where it runs, unless it
+        # finds this file in its home folder.
+        home = Path(ray_params.temp_dir).parent
+        (home / "ray_bootstrap_config.yaml").write_text("{}")
+        services.start_api_server = partial(_at_home, home, services.start_api_server)
+    else:
+        constants: Any = sys.modules["ray._private.ray_constants"]
+        constants.ENABLE_RAY_CLUSTER = True
+        services.resolve_ip_for_localhost = _unchanged
         # Ray looks for the head every 2 s; waiting here, with Ray imported, is quicker.
         _wait_for(Path(os.environ.pop(_AWAIT)), time.monotonic() + _AWAIT_MAX_S)
+
+
+def _at_home(home: Path, start: Callable[..., Any], *args: Any, **named: Any) -> Any:
+    before = os.environ.get("HOME")
+    os.environ["HOME"] = str(home)
+    try:
+        return start(*args, **named)
+    finally:
+        del os.environ["HOME"]
+        if before is not None:
+            os.environ["HOME"] = before
 
 
 def _unchanged(host: str) -> str:

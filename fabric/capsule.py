@@ -111,7 +111,7 @@ def _examine(fn: Callable[..., object], constants: Constants) -> tuple[XRay, byt
         try:
             payload = _pickled(fn)
         except Exception as error:  # noqa: BLE001 - an object's own error may quote its content
-            captures += [_unreadable(name, type(error).__name__)]
+            captures += [_unreadable(name, constants.shown(type(error).__name__))]
         else:
             captures += read_payload(payload, constants)
     found = XRay(
@@ -130,7 +130,7 @@ def _walked(fn: Callable[..., object], name: str, constants: Constants) -> list[
     except CapsuleRefused:
         raise
     except Exception as error:  # noqa: BLE001 - attributes of user objects may raise anything
-        return [*walk.captures, _unreadable(name, type(error).__name__)]
+        return [*walk.captures, _unreadable(name, constants.shown(type(error).__name__))]
     return walk.captures
 
 
@@ -154,7 +154,7 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
 
     def reducer_override(self, obj: Any) -> Any:
         """Return how `obj` is pickled."""
-        if isinstance(obj, FunctionType) and obj.__module__ == cloudpickle.cloudpickle.__name__:
+        if isinstance(obj, FunctionType) and vars(cloudpickle.cloudpickle).get(obj.__name__) is obj:
             return super().reducer_override(obj)
         module, name = reference(obj) or ("", "")
         if module:

@@ -184,7 +184,7 @@ def verify(
     typer.echo(f"Signed by key {found.keyids[0]}.")
     if not found.trusted:
         typer.echo(
-            "The key came from the bundle itself: this shows that the bundle is whole, not whose it is. Use --key."
+            "The key came from the bundle itself, so this shows that it is whole, not whose it is: use --key."
         )
 
 

@@ -435,9 +435,18 @@ def test_an_object_that_raises_its_data_is_refused_without_it():
     class Odd:
         @property
         def __dict__(self):
-            raise ValueError(PLANTED)
+            raise type(PLANTED, (Exception,), {})(PLANTED)
 
     refusal(closing_over(Odd()), UNREADABLE)
+
+
+def test_a_function_that_claims_to_be_cloudpickle_still_leaves_its_place_behind():
+    def train():
+        return 1
+
+    train.__module__ = "cloudpickle.cloudpickle"
+    capsule = seal_capsule(train, inspect_text=inspect_text)
+    assert b"test_capsule.py" not in capsule.payload
 
 
 def test_functions_nested_too_deep_are_refused():

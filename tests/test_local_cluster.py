@@ -54,14 +54,16 @@ def start(
     private_env: dict[str, str] | None = None,
     public_env: dict[str, dict[str, str]] | None = None,
     tied_to_pid: int | None = None,
+    shell: dict[str, str] | None = None,
 ) -> LocalCluster:
+    secrets = {"AWS_SECRET_ACCESS_KEY": SECRET, "RAY_AUTH_TOKEN": "of-another-cluster"}
     return local_cluster.start(
         zones,
         state_dir=state_dir,
         private_env={"FABRIC_TEST": "seen-by-private"} if private_env is None else private_env,
         public_env=public_env or {},
         ports=ports or Ports(),
-        base_env={**os.environ, "AWS_SECRET_ACCESS_KEY": SECRET, "RAY_AUTH_TOKEN": "of-another-cluster"},
+        base_env={**os.environ, **secrets, **(shell or {})},
         progress=progress,
         tied_to_pid=tied_to_pid,
     )
@@ -220,9 +222,18 @@ def test_a_client_behind_a_proxy_reaches_the_cluster_without_it(tmp_path: Path) 
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalCluster]:
+def proxy() -> Iterator[socket.socket]:
+    """The proxy of the user's shell, which takes whatever means to leave the machine by HTTP."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory, proxy: socket.socket) -> Iterator[LocalCluster]:
     state_dir = tmp_path_factory.mktemp("state")
-    yield start(state_dir, public_env={"public": {"FABRIC_TEST": "seen-by-public"}})
+    url = f"http://127.0.0.1:{proxy.getsockname()[1]}"
+    shell = {"http_proxy": url, "https_proxy": url, "HTTP_PROXY": url, "HTTPS_PROXY": url}
+    yield start(state_dir, public_env={"public": {"FABRIC_TEST": "seen-by-public"}}, shell=shell)
     stop(state_dir)
 
 
@@ -362,6 +373,15 @@ def test_a_second_start_is_refused_and_the_first_lives_on(cluster: LocalCluster)
     assert running(cluster.state_dir) == cluster
     assert [(node.zone, node.alive) for node in status(cluster)] == [("private", True), ("public", True)]
     assert all(node.processes > 3 and node.rss_bytes > 2**26 for node in status(cluster))
+
+
+@pytest.mark.cluster
+def test_ray_asks_nothing_outside_the_machine(cluster: LocalCluster, proxy: socket.socket) -> None:
+    [dashboard] = [p for p in below(cluster.nodes[0].pid) if any(word.endswith("dashboard.py") for word in p.cmdline())]
+    assert dashboard.environ()["HTTP_PROXY"].endswith(str(proxy.getsockname()[1]))
+    proxy.setblocking(False)
+    with pytest.raises(BlockingIOError):
+        proxy.accept()
 
 
 LEAVE_ORPHANS = """
