@@ -50,6 +50,8 @@ def node_settings(cluster_id: str, token_path: Path) -> dict[str, str]:
         **client_settings(token_path),
         MARK: cluster_id,
         _HOOK: f"{__name__}.{on_loopback.__name__}",
+        # With usage statistics off, Ray still reports, once, that they are off; to no address it cannot.
+        "RAY_USAGE_STATS_REPORT_URL": "none:",
         "RAY_enable_metrics_collection": "0",
         "DASHBOARD_METRIC_PORT": "0",
         "PYTHONUSERBASE": site.getuserbase(),  # Where Python would look for it below a home folder that we change.

@@ -149,7 +149,7 @@ def _python() -> str:
     return f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
-class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
+class _Pickler(cloudpickle.Pickler):
     """Pickles by value everything that is not approved, without the places it came from."""
 
     def reducer_override(self, obj: Any) -> Any:

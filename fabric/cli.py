@@ -183,9 +183,7 @@ def verify(
     )
     typer.echo(f"Signed by key {found.keyids[0]}.")
     if not found.trusted:
-        typer.echo(
-            "The key came from the bundle itself, so this shows that it is whole, not whose it is: use --key."
-        )
+        typer.echo("The key came from the bundle itself, so this shows that it is whole, not whose it is: use --key.")
 
 
 @app.command()

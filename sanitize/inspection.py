@@ -1,227 +1,265 @@
-"""Inspection: Presidio reads every distinct value of every outgoing column.
+"""Inspection by Presidio: what looks like an identifier, in a column of values or in a text.
 
-It runs without a language model, so it finds patterns and checksums, no names and no addresses: inspection can make a
-column's fate stricter, never let one pass. Presidio's ways of failing open are closed: its recognizers are listed here
-and not configured by a file that might not parse, the public suffix list is the one in the package and never fetched,
-a pattern that is skipped on a time-out fails the inspection, and its log is cut off, because it quotes what it reads.
+Presidio fails open where it can; here each way is closed. No model pretends to find names (the `no_op` engine). The
+recognizers are listed, not loaded from a file that might be missing. Addresses are judged by the public suffix list
+that ships with tldextract, never fetched. A regex that times out is only logged by Presidio: any warning of its
+logger is a failure here, and none reaches a handler, because some quote the text. An inspector that does not find
+known identifiers is not built. What Presidio cannot see at all is names, streets, user names, passwords: an inspection
+can make a column's fate stricter, never milder.
 """
 
 from __future__ import annotations
 
 import logging
-import re
-from collections.abc import Collection, Iterator, Mapping
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib import metadata
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import tldextract.tldextract
-from presidio_analyzer import AnalyzerEngine, RecognizerRegistry, predefined_recognizers
+import tldextract
+from presidio_analyzer import AnalyzerEngine, EntityRecognizer, Pattern, PatternRecognizer, RecognizerRegistry
+from presidio_analyzer import predefined_recognizers as known
 from presidio_analyzer.nlp_engine import NoOpNlpEngine
 
 from fabric.errors import Reason, Refused
 
-RECOGNIZERS = (
-    # Presidio's own defaults for English.
-    "CreditCardRecognizer", "UsBankRecognizer", "UsLicenseRecognizer", "UsItinRecognizer", "UsPassportRecognizer",
-    "UsSsnRecognizer", "NhsRecognizer", "CryptoRecognizer", "DateRecognizer", "EmailRecognizer", "IbanRecognizer",
-    "IpRecognizer", "MedicalLicenseRecognizer", "MacAddressRecognizer", "UuidRecognizer", "PhoneRecognizer",
-    "UrlRecognizer",
-    # Off by default, on for health records.
-    "UsMbiRecognizer", "UsNpiRecognizer", "UsHealthInsuranceMemberIdRecognizer", "UsClaimNumberRecognizer",
-    "UsPrescriptionNumberRecognizer", "UkNinoRecognizer",
-)  # fmt: skip
+STRONG = 0.6
+"""From this score on a checksum or the column's name has confirmed the finding."""
+
+WEAK = 0.05
+"""Below this score a finding says nothing: any number of six digits is an American driving licence at 0.01."""
+
+_IN_TEXT = 0.4
+_IGNORED_IN_TEXT = frozenset({"DATE_TIME", "URL"})
+_WINDOW = 4_000  # Presidio's phone matcher gives up silently after 65,535 attempts; a window never takes that many
+_OVERLAP = 200
+_VERSIONED = ("presidio-analyzer", "phonenumbers", "regex", "tldextract")
+
+_RECOGNIZERS: tuple[type[EntityRecognizer], ...] = (
+    known.AbaRoutingRecognizer,
+    known.CreditCardRecognizer,
+    known.CryptoRecognizer,
+    known.DateRecognizer,
+    known.IbanRecognizer,
+    known.IpRecognizer,
+    known.MacAddressRecognizer,
+    known.MedicalLicenseRecognizer,
+    known.NhsRecognizer,
+    known.PhoneRecognizer,
+    known.UkDrivingLicenceRecognizer,
+    known.UkNinoRecognizer,
+    known.UkPassportRecognizer,
+    known.UrlRecognizer,
+    known.UsBankRecognizer,
+    known.UsClaimNumberRecognizer,
+    known.UsHealthInsuranceMemberIdRecognizer,
+    known.UsItinRecognizer,
+    known.UsLicenseRecognizer,
+    known.UsMbiRecognizer,
+    known.UsNpiRecognizer,
+    known.UsPassportRecognizer,
+    known.UsPrescriptionNumberRecognizer,
+    known.UsPriorAuthorizationNumberRecognizer,
+    known.UsProviderTaxIdRecognizer,
+    known.UsReferralNumberRecognizer,
+    known.UsSsnRecognizer,
+    known.UuidRecognizer,
+)
+
+_SELF_TEST: Mapping[str, str] = {
+    "CREDIT_CARD": "4012888888881881",
+    "EMAIL_ADDRESS": "someone@hospital.example.org",
+    "IBAN_CODE": "DE89370400440532013000",
+    "MEDICAL_RECORD_NUMBER": "MRN 00412345",
+    "PHONE_NUMBER": "+1 425 882 9090",
+    "US_NPI": "1245319599",
+    "US_SSN": "078-05-1126",
+}
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Thresholds:
-    """When findings refuse a column of numbers.
+class OfflineEmailRecognizer(known.EmailRecognizer):
+    """Presidio's e-mail recognizer without the network; an unlisted domain (`ana@ward.intranet`) is a finding too."""
 
-    A number of nine digits looks like many things, so a single weak finding means little and a share of them much.
-    Measured on 400 values each: amounts, ages, counts, durations and codes stay under 3.5 per cent of weak findings;
-    social security, phone, card, provider and account numbers and dates written as numbers lie above 60.
+    def __init__(self) -> None:
+        super().__init__()
+        self.extract = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None, fallback_to_snapshot=True)
 
-    Attributes:
-        strong: at or above this score (a checksum held, or the column's name confirmed it) one value is enough.
-        weak: findings below this score are counted and mean nothing (any 4 to 9 digits are a driver's licence at 0.01).
-        share: weak findings on this share of the distinct values refuse the column...
-        least: ...if there are at least so many.
-        unique: an integer column with more than this share of distinct values has the shape of an identifier...
-        rows: ...if it has at least so many rows.
-    """
-
-    strong: float = 0.6
-    weak: float = 0.05
-    share: float = 0.05
-    least: int = 3
-    unique: float = 0.9
-    rows: int = 50
+    def validate_result(self, pattern_text: str) -> bool | None:
+        """Return True for a listed public suffix, None (the pattern's own score) for any other."""
+        return True if self.extract(pattern_text).fqdn else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ColumnFindings:
-    """What Presidio found in one column: by entity, how many distinct values, strongly and weakly."""
+    """What was found in a column: for each entity, in how many distinct values, strong and weak."""
 
+    entities: Mapping[str, tuple[int, int]]
     distinct: int
-    strong: Mapping[str, int]
-    weak: Mapping[str, int]
+    cells: int
 
     def to_json(self) -> dict[str, dict[str, int]]:
-        """Return the counts by entity."""
-        return {
-            entity: {"strong": self.strong.get(entity, 0), "weak": self.weak.get(entity, 0)}
-            for entity in sorted({*self.strong, *self.weak})
-        }
+        """Return the counts as JSON."""
+        return {name: {"strong": strong, "weak": weak} for name, (strong, weak) in sorted(self.entities.items())}
 
 
 class Inspector:
-    """Presidio's analyzer, closed against failing open."""
+    """Presidio with every recognizer we use; holds no value it has seen."""
 
-    def __init__(self, thresholds: Thresholds | None = None) -> None:
-        self.thresholds = thresholds or Thresholds()
-        self._log = _Warnings()
-        _cut_off(logging.getLogger("presidio-analyzer"), self._log)
-        # The e-mail recognizer looks domains up in a list that it would fetch at first use.
-        tldextract.tldextract.TLD_EXTRACTOR = tldextract.TLDExtract(suffix_list_urls=(), cache_dir=None)
-        engine = NoOpNlpEngine(models=[{"lang_code": "en", "model_name": "no_op"}])
-        recognizers = [getattr(predefined_recognizers, name)() for name in RECOGNIZERS]
-        self._analyzer = AnalyzerEngine(
-            nlp_engine=engine,
-            registry=RecognizerRegistry(recognizers=recognizers, supported_languages=["en"]),
+    def __init__(self) -> None:
+        email = OfflineEmailRecognizer()
+        registry = RecognizerRegistry(
+            recognizers=[*(kind() for kind in _RECOGNIZERS), email, *_own_recognizers()], supported_languages=["en"]
+        )
+        self._engine = AnalyzerEngine(
+            registry=registry,
+            nlp_engine=NoOpNlpEngine(models=[{"lang_code": "en", "model_name": "no_op"}]),
             supported_languages=["en"],
             log_decision_process=False,
         )
+        blind = [entity for entity, text in _SELF_TEST.items() if entity not in self.inspect_text(text)]
+        if email.extract.suffix_list_urls or blind:
+            raise Refused(
+                Reason.INSPECTION_FAILED,
+                f"the inspector does not find {', '.join(blind) or 'its suffix list offline'}",
+                "install the versions of presidio-analyzer and phonenumbers that this project names",
+            )
 
-    def versions(self) -> dict[str, str]:
-        """Return the versions of everything that findings depend on."""
-        return {name: version(name) for name in ("presidio-analyzer", "phonenumbers", "regex", "tldextract")}
+    def engine_versions(self) -> dict[str, str]:
+        """Return the version of everything that decides what is found."""
+        return {name: metadata.version(name) for name in _VERSIONED}
 
-    def inspect_column(self, name: str, values: pa.ChunkedArray) -> ColumnFindings:
-        """Analyse each distinct value as a person would write it, with the column's name as context.
+    def inspect_column(
+        self, name: str, values: pa.Array | pa.ChunkedArray, *, also_called: Sequence[str] = ()
+    ) -> ColumnFindings:
+        """Inspect each distinct value, with the column's names as context.
+
+        Args:
+            name: the column, for messages and as context.
+            values: numbers, dates or text; booleans say nothing and are not read.
+            also_called: other names of the column, as further context.
 
         Raises:
-            Refused: `INSPECTION_FAILED`, naming the column and a row; never the value.
+            Refused: `INSPECTION_FAILED`, with the first row of the value that could not be inspected.
         """
-        distinct = pc.unique(values.drop_null())
-        strong: dict[str, int] = {}
-        weak: dict[str, int] = {}
-        for value in distinct.to_pylist():
+        try:
+            distinct = pc.drop_null(pc.unique(values))
+        except pa.ArrowException:
+            raise _unreadable(name, values.type) from None
+        strong: Counter[str] = Counter()
+        weak: Counter[str] = Counter()
+        for value, text in zip(distinct, _written(name, distinct), strict=False):
             try:
-                scores = self._scores(written(value), re.split(r"[._]", name))
-            except Exception:  # noqa: BLE001 - any failure to look is a failure to pass
+                found = self._analyze(text, [name, *also_called])
+            except Exception:  # noqa: BLE001 - whatever a recognizer raises may quote the value
                 row = pc.index(values, value).as_py()
                 raise Refused(
                     Reason.INSPECTION_FAILED,
-                    f"column {name!r}, row {row}: the value could not be inspected",
-                    "drop the column, or round, bin or encode it",
+                    f"column {name!r}: the value in row {row} could not be inspected",
+                    "nothing crosses uninspected; mend the value or drop the column",
                 ) from None
-            for entity, score in scores.items():
-                counts = strong if score >= self.thresholds.strong else weak
-                if score >= self.thresholds.weak:
-                    counts[entity] = counts.get(entity, 0) + 1
-        return ColumnFindings(distinct=len(distinct), strong=strong, weak=weak)
+            strong.update(entity for entity, score in found.items() if score >= STRONG)
+            weak.update(entity for entity, score in found.items() if WEAK <= score < STRONG)
+        return ColumnFindings(
+            entities={entity: (strong[entity], weak[entity]) for entity in sorted({*strong, *weak})},
+            distinct=len(distinct),
+            cells=len(values),
+        )
 
-    def judge(self, name: str, values: pa.ChunkedArray, findings: ColumnFindings, *, coarse: bool) -> None:
-        """Refuse a column that its findings, or its shape, show to be an identifier.
+    def inspect_text(self, text: str) -> frozenset[str]:
+        """Return the entities found in `text`, a constant of outbound code or a name.
 
-        Args:
-            coarse: whether its treatment already made values coarser.
-
-        Raises:
-            Refused: `COLUMN_REFUSED`.
-        """
-        limits = self.thresholds
-        if findings.strong:
-            raise _refused(name, f"{_counts(findings.strong)}", findings.distinct)
-        heavy = {
-            entity: count
-            for entity, count in findings.weak.items()
-            if count >= limits.least and count >= limits.share * findings.distinct
-        }
-        if heavy:
-            raise _refused(name, _counts(heavy), findings.distinct)
-        known = len(values) - values.null_count
-        whole = pa.types.is_integer(values.type) or (known and pc.all(pc.equal(pc.floor(values), values)).as_py())
-        if not coarse and whole and known >= limits.rows and findings.distinct > limits.unique * known:
-            raise Refused(
-                Reason.COLUMN_REFUSED,
-                f"column {name!r} has the shape of an identifier: {findings.distinct} distinct whole numbers "
-                f"in {known} rows",
-                "drop it, or round or bin it",
-            )
-
-    def inspect_text(self, text: str) -> Collection[str]:
-        """Return the identifiers found in a text, such as a constant in code: entities of a score of 0.4 or more.
-
-        Dates and web addresses are left out: code is full of them, and neither names a person alone.
+        Dates and URLs are not named: code is full of both, and neither identifies a person by itself.
 
         Raises:
             Refused: `INSPECTION_FAILED`.
         """
+        plain = "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+        found: set[str] = set()
         try:
-            scores = self._scores(text, [])
-        except Exception:  # noqa: BLE001
-            raise Refused(Reason.INSPECTION_FAILED, "a text could not be inspected", "shorten it") from None
-        return sorted(e for e, score in scores.items() if score >= 0.4 and e not in ("DATE_TIME", "URL"))
+            for reading in {text, plain}:
+                for start in range(0, max(len(reading), 1), _WINDOW - _OVERLAP):
+                    scores = self._analyze(reading[start : start + _WINDOW], ())
+                    found.update(entity for entity, score in scores.items() if score >= _IN_TEXT)
+        except Exception:  # noqa: BLE001 - whatever a recognizer raises may quote the text
+            raise Refused(
+                Reason.INSPECTION_FAILED, f"a text of {len(text):,} characters could not be inspected"
+            ) from None
+        return frozenset(found - _IGNORED_IN_TEXT)
 
-    def _scores(self, text: str, context: list[str]) -> dict[str, float]:
-        with self._log.watched():
-            results = self._analyzer.analyze(text=text, language="en", context=[*context, " ".join(context)])
-        scores: dict[str, float] = {}
-        for result in results:
-            scores[result.entity_type] = max(result.score, scores.get(result.entity_type, 0.0))
-        return scores
-
-
-def written(value: object) -> str:
-    """Return a value as a person would write it: no exponent, no ".0"."""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() else f"{value:.15f}".rstrip("0")
-    return str(value)
+    def _analyze(self, text: str, context: Sequence[str]) -> dict[str, float]:
+        """Return the highest score of each entity."""
+        best: dict[str, float] = {}
+        with _warnings_are_errors():
+            for result in self._engine.analyze(text, language="en", score_threshold=0, context=list(context)):
+                best[result.entity_type] = max(best.get(result.entity_type, 0.0), result.score)
+        return best
 
 
-class _Warnings(logging.Handler):
-    """Turns a warning of Presidio, such as a skipped pattern, into an error; writes nothing."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._seen = 0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Count the record and drop it."""
-        self._seen += 1
-
-    @contextmanager
-    def watched(self) -> Iterator[None]:
-        """Raise if Presidio warned inside the block.
-
-        Raises:
-            RuntimeError: it did.
-        """
-        before = self._seen
-        yield
-        if self._seen != before:
-            raise RuntimeError("Presidio skipped something")
+class _Unheard(Exception):
+    """Presidio logged a warning where it should have failed."""
 
 
-def _cut_off(logger: logging.Logger, handler: logging.Handler) -> None:
-    for old in list(logger.handlers):
-        if isinstance(old, logging.StreamHandler):
-            logger.removeHandler(old)
-    logger.addHandler(handler)
-    logger.propagate = False
+@contextmanager
+def _warnings_are_errors() -> Iterator[None]:
+    """Turn what Presidio only logs into an error, and keep its words from every handler."""
+    logger = logging.getLogger("presidio-analyzer")
+    heard: list[int] = []
+
+    def listen(record: logging.LogRecord) -> bool:
+        heard.append(record.levelno)
+        return False
+
+    level = logger.level
     logger.setLevel(logging.WARNING)
+    logger.addFilter(listen)
+    try:
+        if not logger.isEnabledFor(logging.WARNING):
+            raise _Unheard
+        yield
+    finally:
+        logger.removeFilter(listen)
+        logger.setLevel(level)
+    if heard:
+        raise _Unheard
 
 
-def _counts(counts: Mapping[str, int]) -> str:
-    return ", ".join(f"{count} like {entity}" for entity, count in sorted(counts.items()))
+def _own_recognizers() -> list[PatternRecognizer]:
+    """Return recognizers for what Presidio has none for: record numbers and keys, as people write them."""
+    record_number = r"\b(?:MRN|medical record(?: number| no\.?)?)[\s:#=-]{0,3}[A-Z]{0,3}\d{5,12}\b"
+    return [
+        PatternRecognizer(
+            supported_entity="MEDICAL_RECORD_NUMBER", patterns=[Pattern("record number", record_number, 0.8)]
+        ),
+        PatternRecognizer(
+            supported_entity="SECRET_KEY",
+            patterns=[
+                Pattern("private key", r"-----BEGIN [A-Z ]{0,20}PRIVATE KEY-----", 1.0),
+                Pattern("access key", r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b|\bgh[pousr]_[A-Za-z0-9]{36}\b", 1.0),
+            ],
+        ),
+    ]
 
 
-def _refused(name: str, found: str, distinct: int) -> Refused:
-    return Refused(
-        Reason.COLUMN_REFUSED,
-        f"column {name!r} holds what looks like identifiers: {found}, of {distinct} distinct values",
-        "drop it, or round, bin or encode it",
-    )
+def _written(name: str, values: pa.Array) -> Iterator[str]:
+    """Yield each value as a person would write it: no exponent, no `.0`, dates in ISO 8601."""
+    kind = values.type
+    if pa.types.is_boolean(kind) or pa.types.is_null(kind):
+        return
+    if pa.types.is_floating(kind):
+        for number in values.to_numpy(zero_copy_only=False).astype(np.float64):
+            yield "" if np.isnan(number) else np.format_float_positional(number, trim="-")
+    elif pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        yield from map(str, values.to_pylist())
+    elif pa.types.is_temporal(kind) or pa.types.is_decimal(kind):
+        yield from (str(value).removesuffix("+00:00") for value in values.to_pylist())
+    else:
+        raise _unreadable(name, kind)
+
+
+def _unreadable(name: str, kind: pa.DataType) -> Refused:
+    return Refused(Reason.INSPECTION_FAILED, f"column {name!r} of type {kind} cannot be inspected", "drop it")

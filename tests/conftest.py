@@ -29,11 +29,11 @@ PLANTED = {
     "condition": "renal",
     "plan": "basic",
     "visits": "7",
-    "income": "987654321",
+    "income": "123456789",
     "notes": "ZQX planted note about Zyxwanda 77",
     "cost": "8765.43",
 }
-CROSSED_INCOME = 987655000
+CROSSED_INCOME = 123455000
 """What the recipe makes of the planted income; this one does cross."""
 
 

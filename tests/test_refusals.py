@@ -226,7 +226,7 @@ with fabric.connect() as session:
     out = living.run("python", "-c", program).stdout
     assert "KeyError" in out
     assert "Code: REMOTE_FAILED" in out
-    assert "987655000" not in out
+    assert "123455000" not in out
 
 
 @pytest.mark.cluster

@@ -1,0 +1,153 @@
+"""Verdicts: whether a treated column may cross. Pure: counts in, objections out.
+
+Presidio cannot tell a record number from an amount, so three more things speak against a column: its name, its shape,
+and what is known of its levels. Each can only make the column's fate stricter. The rule, in order:
+
+1. A column named after a direct identifier crosses under no treatment; a birth date only as an age or in bins.
+2. Any finding on any value refuses the column. Only PHONE_NUMBER needs more: some plain amounts read as phone numbers
+   of some country, so it must cover a share of the distinct values.
+3. A value that few subjects share names them: too few subjects with a value, values that are nearly one to a subject,
+   whole numbers far apart (record numbers, code systems), reals with many decimals (coordinates) are refused.
+4. Codes cross, but a level that is itself an identifier makes its code a pseudonym: refused, unless the recipe names
+   the subject and each level is shared by many of them.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sanitize.inspection import ColumnFindings
+from sanitize.recipe import Age, Bin, Clip, Column, Encode, Keep
+
+_DIRECT = frozenset(
+    {
+        *("account", "iban", "ssn", "sin", "nino", "nhs", "mbi", "mrn", "npi", "id", "uuid"),
+        *("passport", "license", "licence", "drivers", "dl"),
+        *("name", "surname", "maiden", "email", "phone", "telephone", "fax", "url", "ip"),
+        *("address", "zip", "zipcode", "postcode", "fips", "lat", "latitude", "lon", "lng", "longitude"),
+    }
+)
+_BIRTH = frozenset({"birth", "birthdate", "birthday", "dob"})
+_WORD = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]+")
+_WAY_OUT = "round or bin it more coarsely, or leave it inside"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Thresholds:
+    """Where shapes and findings turn into objections, and why there.
+
+    Attributes:
+        phone_share: of 12 kinds of plain amounts, ages, years and durations below ten million at most 4.4 per cent
+            of the distinct values read as phone numbers; of true phone numbers 92 per cent.
+        phone_count: two hits among few distinct values are chance.
+        min_subjects: fewer rows than this can be told apart by eye.
+        min_holders: the usual smallest cell of public health releases.
+        unique_share: distinct values over subjects that have one; identifiers have about 1.
+        steps: how many steps a coarsened column may have between its ends and still be nearly unique by chance.
+        sparse: distance in steps between distinct whole numbers; amounts lie close, record numbers far apart.
+        sparse_distinct: a handful of outliers is not a pattern.
+        decimals: a thousandth of a degree is a hundred metres.
+        levels: more than this many codes is not a category.
+        level_share: where half the levels are identifiers, the column is one.
+    """
+
+    phone_share: float = 0.10
+    phone_count: int = 3
+    min_subjects: int = 50
+    min_holders: int = 11
+    unique_share: float = 0.9
+    steps: int = 10_000
+    sparse: int = 1_000
+    sparse_distinct: int = 20
+    decimals: int = 3
+    levels: int = 1_000
+    level_share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """How a column's values are spread.
+
+    Attributes:
+        distinct: distinct values.
+        holders: distinct pairs of a value and a subject that has it.
+        steps: steps of the column's grain between its lowest and highest value.
+        decimals: most digits after the point in any value.
+    """
+
+    distinct: int
+    holders: int
+    steps: int
+    decimals: int
+
+
+def objections(
+    column: Column,
+    findings: ColumnFindings,
+    shape: Shape,
+    *,
+    levels: ColumnFindings | None,
+    subject_known: bool,
+    limits: Thresholds,
+) -> tuple[str, ...]:
+    """Return what speaks against letting the treated column cross; nothing if it may.
+
+    Args:
+        findings: in the outgoing values.
+        levels: findings in the levels behind the codes of an encoded column.
+    """
+    against = [*_named(column), *_found(findings, limits)]
+    if levels is not None:
+        return (*against, *_leveled(levels, subject_known, limits))
+    return (*against, *_shaped(column, shape, limits))
+
+
+def _named(column: Column) -> list[str]:
+    words = {word.lower() for word in _WORD.findall(column.source.rsplit(".", 1)[-1])}
+    if words & _DIRECT:
+        return [f"{column.source!r} is named after a direct identifier ({', '.join(sorted(words & _DIRECT))})"]
+    if words & _BIRTH and not isinstance(column.treatment, Age | Bin):
+        return [f"{column.source!r} is named after a birth date; use the treatment age"]
+    return []
+
+
+def _found(findings: ColumnFindings, limits: Thresholds) -> list[str]:
+    against = []
+    for entity, (strong, weak) in findings.entities.items():
+        hits = strong + weak
+        chance = hits < limits.phone_count or hits < limits.phone_share * findings.distinct
+        if not (entity == "PHONE_NUMBER" and chance):
+            against.append(f"{hits:,} of {findings.distinct:,} distinct values look like {entity}")
+    return against
+
+
+def _shaped(column: Column, shape: Shape, limits: Thresholds) -> list[str]:
+    if not shape.holders:
+        return []
+    if shape.holders < limits.min_holders:
+        return [f"only {shape.holders} subjects have a value"]
+    against = []
+    fine = isinstance(column.treatment, Keep | Clip)
+    many = shape.distinct > limits.unique_share * shape.holders
+    if many and (fine or shape.steps > limits.steps or shape.distinct == shape.holders):
+        against.append(f"{shape.distinct:,} distinct values among {shape.holders:,}: it tells rows apart; {_WAY_OUT}")
+    if shape.distinct >= limits.sparse_distinct and shape.steps > limits.sparse * shape.distinct:
+        against.append(f"its {shape.distinct:,} distinct values lie far apart, as record numbers do; {_WAY_OUT}")
+    if fine and shape.decimals > limits.decimals:
+        against.append(f"it has values with {shape.decimals} decimals; {_WAY_OUT}")
+    return against
+
+
+def _leveled(levels: ColumnFindings, subject_known: bool, limits: Thresholds) -> list[str]:
+    if levels.distinct > limits.levels:
+        return [f"{levels.distinct:,} levels are not a category; raise min_count"]
+    like = sorted(e for e, hits in levels.entities.items() if sum(hits) >= limits.level_share * levels.distinct)
+    if like and not subject_known:
+        return [f"its levels look like {', '.join(like)}; name the recipe's `subject`, so that levels of few fold"]
+    return []
+
+
+def is_code(column: Column) -> bool:
+    """Say whether the column crosses as codes of our own making, whose size says nothing."""
+    return isinstance(column.treatment, Encode | Bin)
