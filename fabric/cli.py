@@ -127,8 +127,8 @@ def show_status(config: ConfigOption = None, as_json: JsonOption = False) -> Non
 @app.command()
 def env(config: ConfigOption = None) -> None:
     """Print the shell settings that `ray job submit` needs: eval "$(fabric env)"."""
-    loaded, _ = _config(config)
-    for name, value in sorted(client_env(_running(loaded)).items()):
+    loaded, environment = _config(config)
+    for name, value in sorted(client_env(_running(loaded), environment.variables).items()):
         typer.echo(f"export {name}={shlex.quote(value)}")
 
 

@@ -52,5 +52,5 @@ def prepare(config_path: Path | None) -> Joined:
             f"no fabric is up for {session.config.path}",
             "`fabric up` starts one on this machine",
         )
-    os.environ.update(client_env(cluster))
+    os.environ.update(client_env(cluster, environment.variables))
     return Joined(session=session, address=cluster.gcs_address)

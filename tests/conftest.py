@@ -29,11 +29,11 @@ PLANTED = {
     "condition": "renal",
     "plan": "basic",
     "visits": "7",
-    "income": "123456789",
+    "income": "7654321",
     "notes": "ZQX planted note about Zyxwanda 77",
     "cost": "8765.43",
 }
-CROSSED_INCOME = 123455000
+CROSSED_INCOME = 7655000
 """What the recipe makes of the planted income; this one does cross."""
 
 

@@ -137,13 +137,12 @@ with fabric.connect() as session:
         return int(total)
     session.burst(wait, matrix, justification="test", rounds=400_000)
 """
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, int] = {}
     wanted = {"crossed": CROSSED_INCOME.to_bytes(8, "little"), **needles()}
 
     def look() -> None:
         while not found and not done.is_set():
-            public = [p for p in processes_of("public", living.folder) if "fabric.burst" in _title(p)]
-            found.update(_scan_memory(public, wanted))
+            found.update(_scan_memory(processes_of("public", living.folder), wanted))
             time.sleep(0.2)
 
     done = threading.Event()

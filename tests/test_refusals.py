@@ -226,7 +226,7 @@ with fabric.connect() as session:
     out = living.run("python", "-c", program).stdout
     assert "KeyError" in out
     assert "Code: REMOTE_FAILED" in out
-    assert "123455000" not in out
+    assert "7655000" not in out
 
 
 @pytest.mark.cluster
@@ -240,6 +240,57 @@ def test_a_working_directory_that_carries_data_is_refused(living):
     ).stdout  # fmt: skip
     assert "Code: WORKING_DIR_CARRIES_DATA" in out
     assert "export.csv" in out
+
+
+@pytest.mark.cluster
+def test_the_worker_outside_uses_nothing_that_was_altered_or_has_no_statement(living):
+    program = """
+import dataclasses, json, fabric, ray
+from fabric.bursting import _work, seal
+from fabric.carriage import ObjectStoreCarrier
+from fabric.crossing import Cargo
+
+def rows(table):
+    return table.num_rows
+
+class Altering(ObjectStoreCarrier):
+    def __init__(self, how):
+        self.how = how
+    def carry(self, cargo, grant):
+        ticket = super().carry(cargo, grant)
+        chunk = bytearray(cargo.matrix.chunks[0])
+        chunk[len(chunk) // 2] ^= 1
+        grant, statement, capsule, parameters = ray.get(ticket.papers)
+        if self.how == "byte":
+            return dataclasses.replace(ticket, chunks=(ray.put(bytes(chunk)),))
+        if self.how == "statement":
+            return dataclasses.replace(ticket, papers=ray.put((grant, b"", capsule, parameters)))
+        if self.how == "grant":
+            return dataclasses.replace(ticket, papers=ray.put((b"", statement, capsule, parameters)))
+        return ticket
+
+with fabric.connect() as session:
+    inner = session.session
+    matrix = session.sanitize(session.records("people"), session.recipe("people.recipe.toml"))
+    errand = inner.errand(zone="public", labels=matrix.labels, purpose=matrix.sealed.purpose, justification="test")
+    capsule = seal(inner, rows, lambda text: ())
+    task = ray.remote(_work).options(num_cpus=0, resources={"zone_public": 1})
+    inside = ray.remote(_work).options(num_cpus=0, resources={"zone_private": 0.001})
+    for how in ("byte", "statement", "grant", "nothing"):
+        crossing = inner.border.export(Cargo(matrix=matrix.sealed, capsule=capsule), errand, Altering(how))
+        kind, content = ray.get(task.remote(crossing.ticket))
+        print(how, kind, json.loads(content)["code"] if kind == "refusal" else content.decode())
+    kind, content = ray.get(inside.remote(crossing.ticket))
+    print("elsewhere", kind, json.loads(content)["code"])
+"""
+    out = living.run("python", "-c", program).stdout.splitlines()
+    assert out == [
+        "byte refusal DIGEST_MISMATCH",
+        "statement refusal STATEMENT_MISSING",
+        "grant refusal STATEMENT_MISSING",
+        "nothing json 1501",
+        "elsewhere refusal WRONG_ZONE",
+    ]
 
 
 @pytest.mark.cluster
