@@ -2,8 +2,8 @@
 
 Export, numbered once and followed below:
 
-1. Decide: policy says whether this matrix, and this code, may move to that zone.
-2. Check: the very bytes that will move are held against their signed statements.
+1. Check: the very bytes that will move are held against their signed statements; only what those say counts below.
+2. Decide: policy says whether this matrix, and this code, may move to that zone.
 3. Record: the intent, with decision, statements, digests and destination, is in the ledger.
 4. Move: only now does the carrier see a byte.
 5. Record the outcome.
@@ -22,7 +22,7 @@ from typing import Any
 from fabric.artifacts import digest
 from fabric.crossing import CAPSULE, CAPSULE_TYPE, GRANT_TYPE, Cargo, Carrier, Crossing, SealedCapsule
 from fabric.errors import FabricError, Reason, Refused
-from fabric.labels import Labels
+from fabric.labels import Labels, most_restrictive
 from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
 from fabric.policy import Decision, MoveRequest, Policy
@@ -31,6 +31,9 @@ from fabric.verification import Receipt
 from fabric.zones import Zone, ZoneKind
 
 MAX_PARAMETER_BYTES = 16 * 1024
+NUMBER_TYPES = frozenset(
+    {"bool", "double", "float", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +79,12 @@ class Border:
             FabricError: `EVIDENCE_UNWRITABLE`: without a record nothing moves.
         """
         with self.refusals("export", errand.zone, errand.job):
-            # 1. Decide.
+            # 1. Check.
+            cargo = self._verified(cargo)
+            # 2. Decide.
             decisions = self.decide(cargo, errand)
             for decision in decisions:
                 decision.enforce()
-            # 2. Check.
-            self._check(cargo)
         # 3. Record.
         crossing_id = self.new_id()
         grant = self._grant(crossing_id, cargo, errand)
@@ -131,7 +134,8 @@ class Border:
         shared = {
             "person": errand.person,
             "zone": errand.zone,
-            "labels": errand.labels,
+            # The signed labels of the matrix and those of the errand: whichever is stricter.
+            "labels": most_restrictive(Labels.from_json(statement.predicate["labels"]), errand.labels),
             "purpose": errand.purpose,
             "justification": errand.justification,
             "inspected": True,
@@ -139,9 +143,11 @@ class Border:
         requests = [
             MoveRequest(
                 **shared,  # type: ignore[arg-type]
-                artifact="matrix",
+                # Rows held back to measure models on are no matrix: they stay.
+                artifact="matrix" if statement.predicate["part"] == "matrix" else "held-back",
                 expired=now >= statement.expires_at,
                 statement_purpose=cargo.matrix.purpose,
+                text_columns=sum(note["type"] not in NUMBER_TYPES for note in cargo.matrix.columns.values()),
             )
         ]
         if cargo.capsule is not None:
@@ -151,13 +157,15 @@ class Border:
             )
         return requests
 
-    def _check(self, cargo: Cargo) -> None:
-        now = self.clock()
-        SealedMatrix.open(cargo.matrix.chunks, cargo.matrix.signed.envelope, trusted=self.trusted, now=now)
-        if cargo.capsule is not None:
-            signed = cargo.capsule.signed
-            verify(signed.envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=now)
-            if signed.statement.subjects[CAPSULE] != digest(cargo.capsule.payload):
+    def _verified(self, cargo: Cargo) -> Cargo:
+        """Return the cargo with every statement read again from its envelope, so that no other can stand in for it."""
+        envelope = cargo.matrix.signed.envelope
+        matrix = SealedMatrix.open(cargo.matrix.chunks, envelope, trusted=self.trusted, now=None)
+        capsule = cargo.capsule
+        if capsule is not None:
+            signed = verify(capsule.signed.envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=None)
+            capsule = SealedCapsule(payload=capsule.payload, signed=signed)
+            if signed.statement.subjects.get(CAPSULE) != digest(capsule.payload):
                 raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
         if len(cargo.parameters) > MAX_PARAMETER_BYTES:
             raise Refused(
@@ -165,6 +173,7 @@ class Border:
                 f"the parameters take {len(cargo.parameters)} bytes, {MAX_PARAMETER_BYTES} may cross",
                 "put data into records and sanitize them; parameters are for settings",
             )
+        return Cargo(matrix=matrix, capsule=capsule, parameters=cargo.parameters)
 
     def _grant(self, crossing_id: str, cargo: Cargo, errand: Errand) -> Signed:
         now = self.clock()

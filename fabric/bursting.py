@@ -6,7 +6,6 @@ of an error only the class's name does.
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -18,11 +17,15 @@ from fabric.artifacts import canonical, digest
 from fabric.border import Errand
 from fabric.capsule import open_capsule, seal_capsule
 from fabric.carriage import ObjectStoreCarrier, receive
+from fabric.constants import CapsuleLimits, Constants
 from fabric.crossing import Cargo, SealedCapsule, Ticket
-from fabric.errors import FabricError, InvalidInput, Reason, RemoteFailure
+from fabric.datatypes import is_rows
+from fabric.errors import FabricError, InvalidInput, Reason, RemoteFailure, StatementInvalid
 from fabric.matrix import SealedMatrix
 from fabric.session import Session
-from fabric.training import recorded_job
+from fabric.training import recorded_job, reraise
+from sanitize.sealing import open_chunk
+from sanitize.sealing import seal as seal_table
 
 MAX_RESULT_BYTES = 64 * 1024 * 1024
 
@@ -52,7 +55,7 @@ def burst(
     """Run `fn(table, **parameters)` in the errand's zone and return its result.
 
     Args:
-        fn: gets the matrix as a pyarrow.Table; returns JSON values or a pyarrow.Table.
+        fn: gets the matrix as a pyarrow.Table; returns JSON values or a pyarrow.Table of numbers.
         inspect_text: names the identifiers that Presidio finds in a text.
         parameters: small JSON settings.
 
@@ -77,12 +80,20 @@ def burst(
             label_selector=placement.label_selector,
             max_retries=0,
         )
-        kind, content = ray.get(task.remote(crossing.ticket))
+        try:
+            answer = ray.get(task.remote(crossing.ticket))
+        except ray.exceptions.RayError as error:
+            reraise(error)
         with session.border.refusals("return", errand.zone, session.job):
-            result = _result(kind, content)
+            result = _result(answer)
         session.ledger.observe(
             "return",
-            {"crossing": crossing.id, "job": session.job, "from_zone": errand.zone.name, "digest": digest(content)},
+            {
+                "crossing": crossing.id,
+                "job": session.job,
+                "from_zone": errand.zone.name,
+                "digest": digest(b"".join(answer[1:])),
+            },
         )
         return result
 
@@ -97,25 +108,47 @@ def _parameters(session: Session, parameters: Mapping[str, Any], inspect_text: I
                 "the parameters are not JSON",
                 "pass numbers, short texts, lists and mappings",
             ) from None
-        found = sorted({entity for text in _leaves(json.loads(content)) for entity in inspect_text(text)})
-        if found:
+        problem = _unfit(json.loads(content), Constants(inspect_text, CapsuleLimits()))
+        if problem:
             raise InvalidInput(
                 Reason.PARAMETERS_REFUSED,
-                f"the parameters hold what looks like {', '.join(found)}",
+                f"the parameters hold {problem}",
                 "put data into records and sanitize them; parameters are for settings",
             )
     return content
 
 
-def _leaves(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return [leaf for key, item in value.items() for leaf in (key, *_leaves(item))]
-    if isinstance(value, list):
-        return [leaf for item in value for leaf in _leaves(item)]
-    return [] if value is None or isinstance(value, bool) else [str(value)]
+def _unfit(parameters: Any, constants: Constants) -> str:
+    """Say what in the parameters is no setting, by the rules for constants in code; empty if nothing is."""
+    leaves = 0
+    names: list[str] = []
+    texts: list[str] = []
+    waiting = [parameters]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict | list):
+            if is_rows(value):
+                return "rows of data"
+            waiting += reversed(value.values() if isinstance(value, dict) else value)
+            names += value if isinstance(value, dict) else []
+            continue
+        leaves += 1
+        if isinstance(value, str):
+            texts.append(value)
+        problem = None if value is None or isinstance(value, bool) else constants.problem(value)
+        if problem is not None:
+            return f"{leaves} values, one of them refused ({problem.reason.value})"
+    if leaves > constants.limits.items:
+        return f"{leaves} values, more than {constants.limits.items}"
+    for name in names:
+        if constants.problem(name) is not None:
+            return "a name that is refused"
+    if any(constants.joined(parts) is not None for parts in (texts, texts[::-1], names)):
+        return "an identifier in parts"
+    return ""
 
 
-def _work(ticket: Ticket) -> tuple[str, bytes]:
+def _work(ticket: Ticket) -> tuple[Any, ...]:
     """Run in the other zone: admit, open the capsule, run it, and return bytes."""
     try:
         admitted = receive(ticket)
@@ -123,41 +156,43 @@ def _work(ticket: Ticket) -> tuple[str, bytes]:
         return _encode(fn(admitted.table, **json.loads(admitted.parameters)))
     except FabricError as error:
         return "refusal", json.dumps(error.to_json()).encode()
-    except Exception as error:  # noqa: BLE001 - a message of any class may carry data
+    except BaseException as error:  # noqa: BLE001 - a message of any class may carry data, SystemExit's too
         return "error", type(error).__name__.encode()
 
 
-def _encode(result: object) -> tuple[str, bytes]:
+def _encode(result: object) -> tuple[Any, ...]:
     if isinstance(result, pa.Table):
-        sink = io.BytesIO()
-        with pa.ipc.new_stream(sink, result.schema) as writer:
-            writer.write_table(result)
-        return "arrow", sink.getvalue()
+        schema = [[field.name, str(field.type)] for field in result.schema]
+        return "table", json.dumps(schema).encode(), *seal_table(result)
     try:
         return "json", json.dumps(result, allow_nan=False).encode()
     except (TypeError, ValueError):
         raise InvalidInput(
             Reason.RESULT_REFUSED,
             f"the function returned a {type(result).__name__}",
-            "return finite numbers, texts, lists, mappings, or a pyarrow.Table",
+            "return finite numbers, texts, lists, mappings, or a pyarrow.Table of numbers",
         ) from None
 
 
-def _result(kind: object, content: object) -> Any:
-    if not isinstance(kind, str) or not isinstance(content, bytes) or len(content) > MAX_RESULT_BYTES:
-        raise InvalidInput(Reason.RESULT_REFUSED, f"the result is not up to {MAX_RESULT_BYTES} bytes", "return less")
+def _result(answer: object) -> Any:
+    """Open what came back, trusting nothing about it."""
+    if not isinstance(answer, tuple) or len(answer) < 2 or not all(isinstance(part, bytes) for part in answer[1:]):
+        raise InvalidInput(Reason.RESULT_REFUSED, "the result is of no known kind", "run it again")
+    kind, content, *chunks = answer
+    if sum(map(len, answer[1:])) > MAX_RESULT_BYTES:
+        raise InvalidInput(Reason.RESULT_REFUSED, f"the result is larger than {MAX_RESULT_BYTES} bytes", "return less")
     try:
         if kind == "json":
             return json.loads(content)
-        if kind == "arrow":
-            table = pa.ipc.open_stream(content).read_all()
-            table.validate(full=True)
-            return table
+        if kind == "table":
+            # Sealed chunks hold plain numbers, uncompressed, to the byte: none can unfold into more than it weighs.
+            schema = {str(name): str(type_) for name, type_ in json.loads(content)}
+            return pa.Table.from_batches([open_chunk(chunk, schema) for chunk in chunks])
         if kind == "refusal":
             raw = json.loads(content)
             refusal = RemoteFailure(raw["code"], f"in the other zone: {raw['message']}", str(raw["hint"]))
-    except (ValueError, KeyError, TypeError, RecursionError, pa.ArrowException):
-        raise InvalidInput(Reason.RESULT_REFUSED, "the result is neither JSON nor Arrow", "run it again") from None
+    except (ValueError, KeyError, TypeError, RecursionError, pa.ArrowException, StatementInvalid):
+        raise InvalidInput(Reason.RESULT_REFUSED, "the result is neither JSON nor a table", "run it again") from None
     if kind == "refusal":
         raise refusal
     raise RemoteFailure(

@@ -34,27 +34,32 @@ ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabri
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 STARTER_PEOPLE = 5_000
+INTERRUPTED_STATUS = 130
 
 
 def main() -> None:
     """Run the command line; turn every error of ours into its text and exit status."""
     try:
-        app(standalone_mode=False)
+        status = app(standalone_mode=False)
     except FabricError as error:
         _fail(error)
-    except typer.Exit as done:
-        raise SystemExit(done.exit_code) from None
     except (KeyboardInterrupt, typer.Abort):
-        _fail(
-            FabricError(Reason.INTERRUPTED, "interrupted", "what was started is stopped, what was recorded stays"), 130
-        )
-    except Exception as error:
-        # typer's usage errors: show them as click does, with its exit status.
-        show = getattr(error, "show", None)
-        if show is None:
-            raise
-        show()
-        raise SystemExit(2) from None
+        status = INTERRUPTED_STATUS
+    except Exception as error:  # noqa: BLE001 - the last net: a message of any class may carry data
+        status = _unexpected(error)
+    # typer returns the status of an interruption instead of raising it.
+    if status == INTERRUPTED_STATUS:
+        _fail(FabricError(Reason.INTERRUPTED, "interrupted", "what was recorded stays"), INTERRUPTED_STATUS)
+    raise SystemExit(status if isinstance(status, int) else 0)
+
+
+def _unexpected(error: Exception) -> int:
+    if hasattr(error, "show"):  # typer's usage errors say what they are
+        error.show()
+        return 2
+    name = type(error).__name__
+    _fail(FabricError(Reason.INTERNAL, f"{name} inside the fabric", "this is a defect: please report it"))
+    return 1
 
 
 @app.command()
@@ -143,6 +148,9 @@ def evidence(
     found = _evidence(loaded, environment)
     if save is not None:
         target = found.save(save)
+        if as_json:
+            _print_json({"path": str(target), "records": len(found.entries), "key": found.key.to_text()})
+            return
         typer.echo(f"Wrote {target}: {len(found.entries)} records. Check it with: fabric verify {target}")
         typer.echo(f"Give the auditor this key by another way: {found.key.to_text()}")
     elif as_json:

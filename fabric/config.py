@@ -22,6 +22,13 @@ from fabric.statements import PublicKey
 from fabric.zones import Zone, ZoneKind
 
 FILE_NAME = "fabric.toml"
+_RAYS_OWN = frozenset(
+    {
+        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES",
+        "RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES",
+        "RAY_WORKER_NICENESS",
+    }
+)
 
 
 class _ZoneTable(Spec):
@@ -48,7 +55,7 @@ class _FabricTable(Spec):
     name: str
     state: str = ".fabric"
     statement_days: Annotated[int, Field(ge=1, le=366)] = 30
-    crossing_minutes: Annotated[int, Field(ge=1, le=10_080)] = 240
+    crossing_minutes: Annotated[int, Field(ge=1, le=43_200)] = 10_080
 
 
 class _File(Spec):
@@ -108,17 +115,21 @@ class Environment:
 
     Attributes:
         zone: the zone of the node this process runs on; empty outside a fabric's cluster.
+        outside: whether that zone is not the private one.
         trusted: keys that the node believes; provisioned with the node, so they do not travel with the data.
         job_labels: metadata of the Ray job this process drives, less Ray's own keys.
         working_dir: the job's working directory URI, if it has one.
+        carried: what else of the job's runtime environment reaches every node: "py_modules", "env_vars".
     """
 
     config_path: Path | None
     zone: str
+    outside: bool
     trusted: tuple[PublicKey, ...]
     job_id: str
     job_labels: Mapping[str, str]
     working_dir: str
+    carried: tuple[str, ...]
     person: str
     ray_address: str
     variables: Mapping[str, str]
@@ -134,10 +145,12 @@ class Environment:
         return cls(
             config_path=Path(env["FABRIC_CONFIG"]) if env.get("FABRIC_CONFIG") else None,
             zone=env.get("FABRIC_ZONE", ""),
+            outside=env.get("FABRIC_ZONE_KIND", "private") != "private",
             trusted=tuple(PublicKey.from_text(t) for t in env.get("FABRIC_TRUSTED_KEYS", "").split(",") if t),
             job_id=job_id,
             job_labels=metadata,
             working_dir=str((job.get("runtime_env") or {}).get("working_dir", "")),
+            carried=_carried(job.get("runtime_env") or {}),
             person=env.get("FABRIC_PERSON") or _login(),
             ray_address=env.get("RAY_ADDRESS", ""),
             variables=env,
@@ -232,6 +245,12 @@ def _ray_job(text: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return job if isinstance(job, dict) else {}
+
+
+def _carried(runtime_env: Mapping[str, Any]) -> tuple[str, ...]:
+    """Name what of a runtime environment Ray gives to every node, less what it sets itself."""
+    variables = set(runtime_env.get("env_vars") or {}) - _RAYS_OWN
+    return (*(["py_modules"] if runtime_env.get("py_modules") else []), *(["env_vars"] if variables else []))
 
 
 def _login() -> str:

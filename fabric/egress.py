@@ -91,19 +91,22 @@ class EgressPlan:
         return f"{head}<table>{header}{body}</table><ul>{rules}</ul>"
 
 
-def plan_of(matrix: SealedMatrix, zone: Zone, decisions: Sequence[Decision]) -> EgressPlan:
-    """Return the plan of moving `matrix` to `zone`, as its signed statement describes it."""
+def plan_of(matrix: SealedMatrix, staying: Sequence[str], zone: Zone, decisions: Sequence[Decision]) -> EgressPlan:
+    """Return the plan of moving `matrix` to `zone`, as its signed statement describes it.
+
+    Args:
+        staying: names of the columns that stay; the statement does not name them, because it crosses.
+    """
     crossing = [
         ColumnPlan(name=name, source=str(note["from"]), fate="crosses", why=str(note["why"]))
         for name, note in matrix.columns.items()
     ]
-    staying = [
-        ColumnPlan(name=str(name), source="", fate="stays", why="not in the recipe")
-        for name in matrix.predicate["dropped"]
-    ]
     return EgressPlan(
         destination=f"zone {zone.name} ({zone.kind.value}, {zone.provider}, {zone.region}, {zone.jurisdiction})",
-        columns=(*crossing, *staying),
+        columns=(
+            *crossing,
+            *(ColumnPlan(name=name, source="", fate="stays", why="not in the recipe") for name in staying),
+        ),
         rows=matrix.rows,
         size_bytes=matrix.size_bytes,
         digest=matrix.digest,

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     KEY_UNKNOWN = "KEY_UNKNOWN"
     FILE_EXISTS = "FILE_EXISTS"
     INTERRUPTED = "INTERRUPTED"
+    INTERNAL = "INTERNAL"
 
 
 class FabricError(Exception):

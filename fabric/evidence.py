@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,10 @@ class Evidence:
         """
         target = Path(path)
         try:
-            target.write_text(json.dumps(self.bundle), encoding="utf-8")
+            part = target.with_name(f".{target.name}.part")
+            with open(os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600), "w", encoding="utf-8") as file:
+                json.dump(self.bundle, file)
+            part.replace(target)
         except OSError:
             raise InvalidInput(
                 Reason.EVIDENCE_UNWRITABLE, f"cannot write {target}", "name a file in a folder you may write to"

@@ -27,14 +27,23 @@ def prepare(config_path: Path | None) -> Joined:
         ClusterUnavailable: `FABRIC_DOWN` or `DRIVER_OUTSIDE`.
     """
     environment = Environment.read()
-    session = Session.open(environment, config_path=config_path)
-    private = session.config.private.name
-    if environment.zone and environment.zone != private:
+    if environment.outside:
         raise ClusterUnavailable(
             Reason.DRIVER_OUTSIDE,
-            f"this driver runs in zone {environment.zone!r}, records are read in {private!r} only",
-            f"submit with --entrypoint-resources '{{\"zone_{private}\": 0.001}}' and without --entrypoint-memory",
+            f"this driver runs in zone {environment.zone!r}, records are read in the private zone only",
+            "submit with --entrypoint-resources '{\"zone_private\": 0.001}' and without --entrypoint-memory",
         )
+    session = Session.open(environment, config_path=config_path)
+    try:
+        session.check_carried(Path.cwd())
+        return Joined(session=session, address=_address(session, environment))
+    except BaseException:
+        session.ledger.close()
+        raise
+
+
+def _address(session: Session, environment: Environment) -> str:
+    """Set what Ray reads when it is imported, and return the address of the cluster."""
     os.environ.update(
         RAY_TRAIN_V2_ENABLED="1",
         # Both would start helpers that no zone resource holds inside.
@@ -44,7 +53,7 @@ def prepare(config_path: Path | None) -> Joined:
         TUNE_DISABLE_AUTO_CALLBACK_LOGGERS="1",
     )
     if environment.zone and environment.ray_address:
-        return Joined(session=session, address=environment.ray_address)
+        return environment.ray_address
     cluster = running(session.config.state)
     if cluster is None:
         raise ClusterUnavailable(
@@ -53,4 +62,4 @@ def prepare(config_path: Path | None) -> Joined:
             "`fabric up` starts one on this machine",
         )
     os.environ.update(client_env(cluster, environment.variables))
-    return Joined(session=session, address=cluster.gcs_address)
+    return cluster.gcs_address

@@ -73,6 +73,15 @@ class Labels:
                 raise InvalidInput(Reason.UNKNOWN_LABEL, f"unknown label {name!r}", nearest(name, known))
         return cls(**{name: _READERS[name](name, value) for name, value in raw.items()})  # type: ignore[arg-type]
 
+    @classmethod
+    def from_json(cls, raw: Mapping[str, object]) -> Labels:
+        """Read what `to_json` wrote; an empty value is a label that was not set.
+
+        Raises:
+            InvalidInput: `UNKNOWN_LABEL` or `LABEL_INVALID`.
+        """
+        return cls.parse({name: value for name, value in raw.items() if value != ""})
+
     def to_json(self) -> dict[str, str | bool | list[str]]:
         """Return the labels as plain JSON values, sorted where the label is a set."""
         out: dict[str, str | bool | list[str]] = {}

@@ -286,7 +286,7 @@ def read_history(content: bytes) -> list[Epoch]:
         history = [
             Epoch(epoch=int(e["epoch"]), training=float(e["training"]), validation=float(e["validation"])) for e in raw
         ]
-    except (ValueError, KeyError, TypeError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         history = []
     if not history or not all(math.isfinite(e.training) and math.isfinite(e.validation) for e in history):
         raise InvalidInput(

@@ -38,7 +38,11 @@ def start_local(
             "FABRIC_PERSON": environment.person,
         },
         public_env={
-            zone.name: {"FABRIC_ZONE": zone.name, "FABRIC_TRUSTED_KEYS": trusted}
+            zone.name: {
+                "FABRIC_ZONE": zone.name,
+                "FABRIC_ZONE_KIND": zone.kind.value,
+                "FABRIC_TRUSTED_KEYS": trusted,
+            }
             for zone in config.zones.values()
             if zone.kind is not ZoneKind.PRIVATE
         },

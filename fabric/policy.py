@@ -149,7 +149,7 @@ class Policy:
             zone=request.zone,
             rules=rules,
             policy=self.digest,
-            request=digest_of({**asked, "zone": _zone_attributes(request.zone)}),
+            request=digest_of({**asked, "context": _without_text(context), "zone": _zone_attributes(request.zone)}),
         )
 
     def _ask(self, asked: Mapping[str, Any], zone: Zone) -> tuple[bool, tuple[Rule, ...]]:
@@ -176,6 +176,11 @@ class Policy:
 def _rule(policy: Mapping[str, Any]) -> Rule:
     notes = policy["annotations"]
     return Rule(id=notes["id"], reason=notes["reason"], way_out=notes.get("way_out", ""))
+
+
+def _without_text(context: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the context for the ledger's digest: a justification could be guessed back from a plain one."""
+    return {**context, "justification": context["justification"] != ""}
 
 
 def _zone_attributes(zone: Zone) -> dict[str, str]:

@@ -6,6 +6,7 @@ declared, and only then signed and kept. Nothing from outside is unpickled here.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -74,7 +75,8 @@ def admit_model(
     Raises:
         InvalidInput: `RESULT_REFUSED`; recorded, and the model is not kept.
     """
-    with session.border.refusals("return", None, session.job):
+    home_zone = session.config.zones[zone]
+    with session.border.refusals("return", home_zone, session.job):
         if not folder.resolve().is_relative_to(session.home.outbox(zone).resolve()):
             raise InvalidInput(Reason.RESULT_REFUSED, "the result lies outside the zone's outbox", "run the job again")
         # 1. Quarantine: bounded plain files, copied inside before anything looks at them.
@@ -82,33 +84,43 @@ def admit_model(
         files = read_bounded(folder, FILE_LIMITS)
         quarantine = session.home.quarantine / model_id
         quarantine.mkdir(mode=0o700)
-        for name, content in files.items():
-            session.home.write(quarantine / name, content)
-        # 2. Check: the declared network's tensors, finite losses.
-        history = read_history(files[STATE_FILE])
-        model = load_model(files[MODEL_FILE], spec, layout, network)
+        try:
+            for name, content in files.items():
+                session.home.write(quarantine / name, content)
+            # 2. Check: the declared network's tensors, finite losses.
+            history = read_history(files[STATE_FILE])
+            model = load_model(files[MODEL_FILE], spec, layout, network)
+        except BaseException:
+            shutil.rmtree(quarantine)
+            raise
     # 3. Record, then keep.
     weights = digest(files[MODEL_FILE])
     receipt = session.ledger.intend(
         "return", {"model": model_id, "digest": weights, "from_zone": zone, "job": session.job, **provenance}
     )
-    issued = now()
-    statement = Statement(
-        subjects={name: digest(content) for name, content in files.items()},
-        predicate_type=MODEL_TYPE,
-        predicate={
-            "model": model_id,
-            "zone": zone,
-            "job": session.job,
-            **provenance,
-            "losses": {"training": f"{history[-1].training:.6g}", "validation": f"{history[-1].validation:.6g}"},
-            "issued_at": timestamp(issued),
-            "expires_at": timestamp(issued + timedelta(days=3653)),
-        },
-    )
-    signed = sign(statement, session.key)
-    session.home.write(quarantine / STATEMENT_FILE, signed.envelope)
-    kept = session.home.models / model_id
-    quarantine.rename(kept)
-    session.ledger.conclude(receipt, "done", {"model": model_id, "statement": session.ledger.attach(signed.envelope)})
+    try:
+        issued = now()
+        statement = Statement(
+            subjects={name: digest(content) for name, content in files.items()},
+            predicate_type=MODEL_TYPE,
+            predicate={
+                "model": model_id,
+                "zone": zone,
+                "job": session.job,
+                **provenance,
+                "losses": {"training": f"{history[-1].training:.6g}", "validation": f"{history[-1].validation:.6g}"},
+                "issued_at": timestamp(issued),
+                "expires_at": timestamp(issued + timedelta(days=3653)),
+            },
+        )
+        signed = sign(statement, session.key)
+        session.home.write(quarantine / STATEMENT_FILE, signed.envelope)
+        kept = session.home.models / model_id
+        quarantine.rename(kept)
+        session.ledger.conclude(
+            receipt, "done", {"model": model_id, "statement": session.ledger.attach(signed.envelope)}
+        )
+    except BaseException as error:
+        session.ledger.conclude(receipt, "failed", {"code": type(error).__name__})
+        raise
     return Model(id=model_id, digest=weights, path=kept, history=tuple(history), network=model)

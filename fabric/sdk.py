@@ -71,12 +71,14 @@ class Matrix:
 
     Attributes:
         dictionaries: levels of each encoded column, by code; they stay in the private zone.
+        staying: names of the columns that nothing is made from.
     """
 
     sealed: SealedMatrix
     held_back: SealedMatrix | None
     labels: Labels
     dictionaries: Mapping[str, tuple[str, ...]] = field(repr=False)
+    staying: tuple[str, ...] = field(repr=False)
 
     @property
     def rows(self) -> int:
@@ -171,11 +173,12 @@ class Fabric:
         """
         try:
             ray.init(joined.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=False)
-        except (ConnectionError, RuntimeError) as error:
+        except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
+            joined.session.ledger.close()
             raise ClusterUnavailable(
                 Reason.FABRIC_DOWN,
                 f"the Ray cluster at {joined.address} cannot be joined ({type(error).__name__})",
-                "see `fabric status`; in a notebook that already imported Ray, restart the kernel first",
+                "see `fabric status`; close an earlier connection first; restart a notebook that imported Ray itself",
             ) from None
         logging.getLogger("ray").setLevel(logging.ERROR)
         private = joined.session.config.private
@@ -183,6 +186,7 @@ class Fabric:
         labels: dict[str, str] = next((node["Labels"] for node in ray.nodes() if node["NodeID"] == here), {})
         if labels.get("zone") != private.name:
             ray.shutdown()
+            joined.session.ledger.close()
             raise ClusterUnavailable(
                 Reason.DRIVER_OUTSIDE,
                 f"this driver is attached to a node outside zone {private.name!r}",
@@ -238,6 +242,10 @@ class Fabric:
         """
         names = sorted({records.name, *recipe.sources})
         labels = self.session.labels(*names)
+        inside = self.session.errand(
+            zone=self.session.config.private.name, labels=labels, purpose=recipe.purpose, justification=""
+        )
+        self.session.place(inside, workers=1, reads_records=True)
         inputs = {"records": names, "recipe": recipe.digest, "job": self.session.job, "actor": self.session.person}
         receipt = self.session.ledger.intend("sanitize", {**inputs, "labels": labels.to_json()})
         try:
@@ -247,9 +255,11 @@ class Fabric:
                 self._open(delivery.held_back) if delivery.held_back else None,
                 labels,
                 delivery.dictionaries,
+                delivery.staying,
             )
-        except FabricError as error:
-            self.session.ledger.conclude(receipt, "refused", {"code": error.reason.value})
+        except BaseException as error:
+            status = "refused" if isinstance(error, FabricError) else "failed"
+            self.session.ledger.conclude(receipt, status, {"code": training.code_of(error)})
             raise
         sealed = matrix.sealed
         body: dict[str, Any] = {"matrix": sealed.digest, "rows": sealed.rows, "statement": self._attach(sealed)}
@@ -263,7 +273,8 @@ class Fabric:
             InvalidInput: `UNKNOWN_ZONE`.
         """
         errand = self._errand(matrix, zone, purpose, justification)
-        return plan_of(matrix.sealed, errand.zone, self.session.border.decide(Cargo(matrix=matrix.sealed), errand))
+        decisions = self.session.border.decide(Cargo(matrix=matrix.sealed), errand)
+        return plan_of(matrix.sealed, matrix.staying, errand.zone, decisions)
 
     def train(
         self,

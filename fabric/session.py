@@ -22,7 +22,7 @@ from fabric.statements import PublicKey, SigningKey
 from fabric.stores import Home
 from fabric.zones import find_zone
 
-CODE_SUFFIXES = frozenset({".py", ".pyi", ".toml", ".md", ".ipynb", ".sh", ""})
+CODE_SUFFIXES = frozenset({".py", ".pyi", ".toml", ".md", ".sh"})
 """What a job's working directory may hold: Ray copies it to every node, public ones too."""
 
 
@@ -114,7 +114,7 @@ class Session:
             labels=labels,
             purpose=purpose,
             justification=justification,
-            justification_key=self.home.keep_justification(justification),
+            justification_key=self.home.keyed(justification),
             job=self.job,
             person=self.person,
         )
@@ -133,26 +133,41 @@ class Session:
             justification=errand.justification,
             reads_records=reads_records,
         )
+        self.home.keep_justification(errand.justification)
         with self.border.refusals("place", errand.zone, errand.job):
             return place(self.policy.decide(request), workers=workers)
 
-    def check_working_dir(self, folder: Path) -> None:
-        """Refuse a job whose working directory carries anything but code.
+    def check_carried(self, folder: Path) -> None:
+        """Refuse a job that carries anything but code to every node.
+
+        Args:
+            folder: the job's working directory; looked at only if the job has one of its own.
 
         Raises:
             InvalidInput: `WORKING_DIR_CARRIES_DATA`, with the names of up to five files.
         """
-        found = [p for p in sorted(folder.rglob("*")) if p.is_file() and p.suffix.lower() not in CODE_SUFFIXES]
-        found = [p for p in found if "__pycache__" not in p.parts]
-        if found:
-            names = ", ".join(p.relative_to(folder).as_posix() for p in found[:5])
-            with self.border.refusals("working_dir", None, self.job):
+        with self.border.refusals("working_dir", None, self.job):
+            if self.environment.carried:
                 raise InvalidInput(
                     Reason.WORKING_DIR_CARRIES_DATA,
-                    f"the job's working directory carries {len(found)} files that are not code: {names}",
+                    f"the job's runtime environment has {' and '.join(self.environment.carried)}, "
+                    "which Ray gives to every node",
+                    "install modules on the nodes, and set variables where they start",
+                )
+            found = _not_code(folder) if self.environment.working_dir else []
+            if found:
+                raise InvalidInput(
+                    Reason.WORKING_DIR_CARRIES_DATA,
+                    f"the job's working directory carries {len(found)} files that are not code: {', '.join(found[:5])}",
                     "Ray copies it to every node: submit without --working-dir, or from a folder of code alone, "
                     "and name data in fabric.toml",
                 )
+
+
+def _not_code(folder: Path) -> list[str]:
+    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    compiled = [path for path in files if path.suffix == ".pyc" and path.parent.name == "__pycache__"]
+    return [p.as_posix() for p in files if p.suffix.lower() not in CODE_SUFFIXES and p not in compiled]
 
 
 def _filled(job: Labels, given: Mapping[str, str], records: Labels) -> Labels:

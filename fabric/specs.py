@@ -10,7 +10,7 @@ import tomllib
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from fabric.errors import InvalidInput, Reason, nearest
 
@@ -77,6 +77,12 @@ class SweepSpec(Spec):
     training: TrainingSpec = TrainingSpec()
     search: SearchSpace
     concurrent: Annotated[int, Field(ge=1, le=1024)] = 2
+
+    @model_validator(mode="after")
+    def _one_worker_each(self) -> SweepSpec:
+        if self.training.workers != 1:
+            raise ValueError("a trial runs on one worker; leave sweep.training.workers at 1")
+        return self
 
     def trials(self) -> list[TrainingSpec]:
         """Return one training spec per combination, in the order of the file."""

@@ -22,7 +22,12 @@ def write_starter(folder: Path) -> list[str]:
         raise InvalidInput(
             Reason.FILE_EXISTS, f"{folder} already holds {', '.join(sorted(taken))}", "name a new folder"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, content in files.items():
+            (folder / name).write_bytes(content)
+    except OSError:
+        raise InvalidInput(
+            Reason.FILE_EXISTS, f"cannot write into {folder}", "name a folder you may write to"
+        ) from None
     return sorted(files)

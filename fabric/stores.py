@@ -74,13 +74,15 @@ class Home:
         """Return the id under which `person` stands in the evidence: a keyed hash, so it cannot be guessed back."""
         return "p-" + hmac.digest(self._secret("pseudonym.key"), person.encode(), "sha256").hex()[:16]
 
-    def keep_justification(self, text: str) -> str:
-        """Keep `text` inside and return its keyed digest, for the ledger; an empty text has an empty digest."""
-        if not text:
-            return ""
+    def keyed(self, text: str) -> str:
+        """Return the keyed digest of `text`, for the ledger; an empty text has an empty digest."""
         key = hmac.digest(self._secret("pseudonym.key"), text.encode(), "sha256").hex()[:32]
-        self.write(self.justifications / f"{key}.txt", text.encode())
-        return f"hmac-sha256:{key}"
+        return f"hmac-sha256:{key}" if text else ""
+
+    def keep_justification(self, text: str) -> None:
+        """Keep `text` inside, under its keyed digest."""
+        if text:
+            self.write(self.justifications / f"{self.keyed(text).partition(':')[2]}.txt", text.encode())
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a file of mode 0600 whole or not at all.
@@ -112,7 +114,12 @@ class Home:
                 raise _unwritable(path) from None
             finally:
                 part.unlink(missing_ok=True)
-        return path.read_bytes()
+        secret = path.read_bytes()
+        if len(secret) != 32:
+            raise FabricError(
+                Reason.KEY_UNKNOWN, f"{path} is not a key of 32 bytes", "restore it: without it nothing can be signed"
+            )
+        return secret
 
     def _make(self, folder: Path) -> None:
         try:

@@ -6,12 +6,14 @@ driver; a trial gets its number, and looks up its spec among those that crossed.
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import tune
 
@@ -26,7 +28,7 @@ from fabric.placement import Placement
 from fabric.quarantine import Model, admit_model
 from fabric.session import Session
 from fabric.specs import SweepSpec, TrainingSpec
-from fabric.training import Code, admitted_network, recorded_job, reraise
+from fabric.training import Code, admitted_network, followed, recorded_job, reraise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +97,7 @@ def _search(
     placement: Placement,
     progress: Callable[[int, int], None],
 ) -> Any:
+    journal = session.home.path / f"sweep-{crossing.id}.progress"
     bundle = {"CPU": 0, **placement.resources_per_worker}
     where = tune.PlacementGroupFactory([bundle], bundle_label_selector=[placement.label_selector])
     work = tune.with_parameters(_work, ticket=crossing.ticket, specs=[trial.model_dump() for trial in trials])
@@ -108,11 +111,22 @@ def _search(
             name=f"sweep-{crossing.id}",
             storage_path=str(session.home.outbox(placement.zone.name)),
             failure_config=tune.FailureConfig(max_failures=trials[0].max_failures),
-            callbacks=[_Counter(progress, len(trials))],
+            callbacks=[_Journal(str(journal))],
             verbose=0,
         ),
     )
-    return tuner.fit()
+    done = 0
+
+    def count(_: str) -> None:
+        nonlocal done
+        done += 1
+        progress(done, len(trials))
+
+    with followed(journal, count):
+        try:
+            return tuner.fit()
+        except ray.exceptions.RayError as error:
+            reraise(error)
 
 
 def _outcomes(trials: Sequence[TrainingSpec], results: Any) -> list[tuple[Trial, Path | None]]:
@@ -120,8 +134,9 @@ def _outcomes(trials: Sequence[TrainingSpec], results: Any) -> list[tuple[Trial,
     for result in results:
         number = int(result.config["trial"])
         ended = result.error is None and result.checkpoint is not None
-        loss = float(result.metrics["validation"]) if ended else None
-        trial = Trial(number=number, spec=trials[number], validation=loss)
+        loss = float(result.metrics["validation"]) if ended else math.nan
+        ended = math.isfinite(loss)  # a trial that diverged has failed, and must not take the others with it
+        trial = Trial(number=number, spec=trials[number], validation=loss if ended else None)
         outcomes.append((trial, Path(result.checkpoint.path) if ended else None))
     return outcomes
 
@@ -157,17 +172,16 @@ def _run_trial(ticket: Ticket, spec: TrainingSpec) -> None:
                 tune.report(losses, checkpoint=tune.Checkpoint.from_directory(folder))
 
 
-class _Counter(tune.Callback):
-    """Counts the trials that ended; runs in the driver."""
+class _Journal(tune.Callback):
+    """Writes a line for each trial that ended. Tune pickles it into the outbox, so it holds a path and no more."""
 
-    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
-        self._progress = progress
-        self._total = total
-        self._done = 0
+    def __init__(self, path: str) -> None:
+        self._path = path
 
     def on_trial_complete(self, iteration: int, trials: list[Any], trial: object, **info: object) -> None:
-        self._done += 1
-        self._progress(self._done, self._total)
+        """Write a line; runs in the driver."""
+        with Path(self._path).open("a") as file:
+            file.write("ended\n")
 
     on_trial_error = on_trial_complete
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from types import MappingProxyType
 
 import pyarrow as pa
 
@@ -13,6 +14,15 @@ from fabric.crossing import Cargo, Parcel
 from fabric.matrix import MATRIX_TYPE, SealedMatrix
 from fabric.statements import Signed, SigningKey, Statement, sign, timestamp
 from sanitize.sealing import seal
+
+OPEN_LABELS: dict[str, object] = {
+    "data_classification": "restricted",
+    "allowed_execution_zone": ["private", "public"],
+    "burst_eligible": True,
+    "purpose": "test",
+    "residency": ["EU"],
+    "export_control": "none",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +75,8 @@ def sealed_matrix(
     purpose: str = "test",
     lasts: timedelta = timedelta(days=1),
     chunk_rows: int = 65_536,
+    part: str = "matrix",
+    labels: Mapping[str, object] = MappingProxyType(OPEN_LABELS),
 ) -> SealedMatrix:
     """Seal and sign plain values as the sanitizer would, with the last column as the target."""
     table = pa.table(dict(columns))
@@ -86,9 +98,11 @@ def sealed_matrix(
         predicate_type=MATRIX_TYPE,
         predicate={
             "columns": notes,
-            "dropped": [],
+            "dropped": 0,
             "rows": table.num_rows,
             "purpose": purpose,
+            "part": part,
+            "labels": dict(labels),
             "expires_at": timestamp(now + lasts),
         },
     )

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray
 import ray.train
 import ray.train.torch
 import torch
@@ -103,10 +104,14 @@ def recorded_job(
     try:
         yield provenance
     except BaseException as error:
-        code = error.reason.value if isinstance(error, FabricError) else type(error).__name__
-        session.ledger.conclude(receipt, "failed", {"code": code})
+        session.ledger.conclude(receipt, "failed", {"code": code_of(error)})
         raise
     session.ledger.conclude(receipt, "done", {})
+
+
+def code_of(error: BaseException) -> str:
+    """Return what the ledger may hold of an error: the reason token, or the class's name."""
+    return error.reason.value if isinstance(error, FabricError) else type(error).__name__
 
 
 def share(table_rows: int, rank: int, world: int) -> slice:
@@ -126,11 +131,11 @@ def reraise(error: BaseException) -> None:
         FabricError: the error itself, or `REMOTE_FAILED`.
     """
     if isinstance(error, FabricError):
-        raise error
+        raise error from None
     raise RemoteFailure(
         Reason.REMOTE_FAILED,
         f"the work in the other zone failed with {type(error).__name__}",
-        "its message stays there, because messages carry data; run it with zone = the private zone to see more",
+        "its message stays there, because messages carry data",
     ) from None
 
 
@@ -154,12 +159,14 @@ def _fit(session: Session, crossing: Crossing, spec: TrainingSpec, placement: Pl
             callbacks=[_Journal(str(journal))],
         ),
     )
-    with _followed(journal, progress):
+    with followed(journal, lambda line: progress(_epoch(line))):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
             failures = getattr(error, "worker_failures", {})
             reraise(_cause(next(iter(failures.values()), error)))
+        except ray.exceptions.RayError as error:
+            reraise(_cause(error))
     if result.checkpoint is None:
         raise RemoteFailure(Reason.REMOTE_FAILED, "the training returned no checkpoint", "run it again")
     return Path(result.checkpoint.path)
@@ -234,8 +241,8 @@ class _Journal(UserCallback):
 
 
 @contextmanager
-def _followed(journal: Path, progress: Progress) -> Any:
-    """Call `progress` with each line of the journal while the block runs, and remove it afterwards."""
+def followed(journal: Path, tell: Callable[[str], None]) -> Any:
+    """Call `tell` with each line of the journal while the block runs, and remove it afterwards."""
     done = threading.Event()
 
     def follow() -> None:
@@ -244,8 +251,7 @@ def _followed(journal: Path, progress: Progress) -> Any:
             last = done.wait(0.2)
             lines = journal.read_text().splitlines() if journal.exists() else []
             for line in lines[seen:]:
-                raw = json.loads(line)
-                progress(Epoch(epoch=int(raw["epoch"]), training=raw["training"], validation=raw["validation"]))
+                tell(line)
             seen = len(lines)
             if last:
                 return
@@ -258,6 +264,11 @@ def _followed(journal: Path, progress: Progress) -> Any:
         done.set()
         follower.join()
         journal.unlink(missing_ok=True)
+
+
+def _epoch(line: str) -> Epoch:
+    raw = json.loads(line)
+    return Epoch(epoch=int(raw["epoch"]), training=raw["training"], validation=raw["validation"])
 
 
 def _plain(spec: TrainingSpec) -> dict[str, Any]:

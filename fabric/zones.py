@@ -56,6 +56,12 @@ class Zone:
                 f"zone {self.name!r} is {self.kind.value} and offers {self.cpus} CPUs",
                 "set cpus = 0: Ray places unlabelled work wherever there is a CPU",
             )
+        if self.kind is ZoneKind.PRIVATE and self.cpus < 1:
+            raise InvalidInput(
+                Reason.CONFIG_INVALID,
+                f"zone {self.name!r} is private and offers no CPU",
+                "set cpus to 2 or more: records are sanitized there",
+            )
         if self.slots < 1 or self.cpus < 0 or self.gpus < 0:
             raise InvalidInput(
                 Reason.CONFIG_INVALID,

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fabric
-from fabric.config import Environment
 from fabric.errors import FabricError, InvalidInput, Reason, nearest
 from fabric.sdk import Fabric, Matrix
 from fabric.specs import JobSpec, parse
@@ -62,8 +61,6 @@ def _check(session: Fabric, spec: JobSpec) -> None:
     """Refuse at once what would otherwise be found after the records were read, or never."""
     find_zone(session.session.config.zones, spec.zone)
     session.records(spec.records)
-    if Environment.read().working_dir:
-        session.session.check_working_dir(Path.cwd())
 
 
 _MODULES = {"training": "train", "sweep": "sweep"}

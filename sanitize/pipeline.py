@@ -39,12 +39,16 @@ class Sanitized:
     Attributes:
         held_back: rows of other subjects than those of `train`; None where none were asked for.
         dictionaries: for each encoded column the level behind each code; never crosses.
+        staying: names of the columns that nothing is made from; a name may itself say something, so it stays too.
+        versions: digest of each records file; whoever knows most of a file could confirm a guess of the rest by it.
         report: what was done, for the statement.
     """
 
     train: Part
     held_back: Part | None
     dictionaries: Mapping[str, tuple[str, ...]] = field(repr=False)
+    staying: tuple[str, ...]
+    versions: Mapping[str, str]
     report: Mapping[str, Any]
 
 
@@ -69,17 +73,20 @@ def sanitize(
     # 3. Inspect everything that would leave.
     notes = _inspected(recipe, treated, inspector, Thresholds())
     # 4. Shuffle, hold back, seal.
+    made_from = {source for column in recipe.columns for source in (column.source, *column.also_reads)}
+    staying = [name for name in inputs if name not in made_from]
     train, held_back = _split(treated.subjects, hold_back, np.random.default_rng(_entropy(raw[recipe.records], seed)))
     return Sanitized(
         train=_sealed(treated.table, train),
         held_back=_sealed(treated.table, held_back) if hold_back else None,
         dictionaries=treated.dictionaries,
+        staying=tuple(staying),
+        versions={name: raw[name].version for name in recipe.sources},
         report={
             "recipe": recipe.digest,
             "recipe_name": recipe.name,
-            "inputs": {name: raw[name].version for name in recipe.sources},
             "columns": notes,
-            "dropped": [name for name in inputs if name not in {c.source for c in recipe.columns}],
+            "dropped": len(staying),
             "unmatched": unmatched,
             "rows_in": table.num_rows,
             "rows_out": table.num_rows,

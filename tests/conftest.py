@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import struct
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -43,6 +44,8 @@ def needles() -> dict[str, bytes]:
     for column in ("name", "email", "national_id", "phone", "birth_date", "notes", "income", "cost"):
         found[f"{column} utf-8"] = PLANTED[column].encode()
         found[f"{column} utf-16"] = PLANTED[column].encode("utf-16-le")
+    for column in ("income", "cost"):
+        found[f"{column} float64"] = struct.pack("<d", float(PLANTED[column]))
     found["income int64"] = int(PLANTED["income"]).to_bytes(8, "little")
     return found
 

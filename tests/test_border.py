@@ -16,7 +16,7 @@ from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
 from fabric.policy import Policy
 from fabric.statements import SigningKey
-from fabric.testing import MemoryCarrier, sealed_matrix
+from fabric.testing import OPEN_LABELS, MemoryCarrier, sealed_matrix
 from fabric.verification import verify_bundle
 from fabric.zones import Zone, ZoneKind
 
@@ -118,6 +118,25 @@ def test_an_expired_matrix_does_not_cross(border, clock):
 def test_a_matrix_made_for_another_purpose_does_not_cross(border):
     matrix = sealed_matrix({"age": [1], "cost": [2.0]}, key=KEY, now=NOW, purpose="other")
     assert refused(border, Cargo(matrix=matrix)) is Reason.POLICY_DENIED
+
+
+def test_a_matrix_whose_signed_labels_forbid_it_does_not_cross_under_looser_ones(border):
+    strict = {**OPEN_LABELS, "burst_eligible": False}
+    matrix = sealed_matrix({"age": [1], "cost": [2.0]}, key=KEY, now=NOW, labels=strict)
+    assert refused(border, Cargo(matrix=matrix)) is Reason.POLICY_DENIED
+
+
+def test_rows_held_back_do_not_cross(border):
+    matrix = sealed_matrix({"age": [1], "cost": [2.0]}, key=KEY, now=NOW, part="held-back")
+    assert refused(border, Cargo(matrix=matrix)) is Reason.POLICY_DENIED
+
+
+def test_another_statement_beside_a_genuine_envelope_is_not_believed(border):
+    predicate = {**MATRIX.predicate, "purpose": "other", "rows": 1}
+    forged = replace(MATRIX.signed, statement=replace(MATRIX.signed.statement, predicate=predicate))
+    crossing = border.export(Cargo(matrix=SealedMatrix(MATRIX.chunks, forged)), ERRAND, MemoryCarrier())
+    assert crossing.cargo.matrix.purpose == "test"
+    assert records(border)[0]["body"]["rows"] == 10
 
 
 def test_code_exchanged_after_its_inspection_does_not_cross(border):

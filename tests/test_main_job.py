@@ -1,6 +1,7 @@
 """The main job, for real, by notebook and by `ray job submit`: what comes back, and what stays."""
 
 import re
+import struct
 import subprocess
 import sys
 import threading
@@ -116,6 +117,7 @@ with fabric.connect() as session:
 
 
 def test_no_planted_value_lies_anywhere_on_the_public_side_after_all_that(living):
+    assert any(record["action"] == "crossing" for record in living.evidence()), "nothing has crossed to look for"
     temp = _public_temp(living)
     scanned = _scan_files([temp, living.folder / ".fabric" / "outbox" / "public"])
     assert scanned == {}
@@ -138,7 +140,7 @@ with fabric.connect() as session:
     session.burst(wait, matrix, justification="test", rounds=400_000)
 """
     found: dict[str, int] = {}
-    wanted = {"crossed": CROSSED_INCOME.to_bytes(8, "little"), **needles()}
+    wanted = {"crossed": struct.pack("<d", CROSSED_INCOME), **needles()}
 
     def look() -> None:
         while not found and not done.is_set():

@@ -1,6 +1,5 @@
 """What comes back: bounded plain files, the declared network, finite numbers, nothing that executes."""
 
-import json
 import os
 import pickle
 
@@ -11,10 +10,11 @@ from safetensors.torch import save_file
 from fabric.config import Environment
 from fabric.errors import InvalidInput, Reason
 from fabric.learning import Arrays, Layout, Trainer, evaluate, load_model, read_history
-from fabric.quarantine import admit_model
+from fabric.quarantine import MODEL_TYPE, admit_model
 from fabric.session import Session
 from fabric.specs import ModelSpec, TrainingSpec
 from fabric.starter import write_starter
+from fabric.statements import verify
 from fabric.stores import read_bounded
 
 SPEC = TrainingSpec(epochs=4, batch_size=16, learning_rate=0.01, checkpoint_every=2, model=ModelSpec(hidden=[4]))
@@ -54,7 +54,7 @@ def refused(session, folder, **options):
     with pytest.raises(InvalidInput) as caught:
         bring(session, folder, **options)
     assert caught.value.reason is Reason.RESULT_REFUSED
-    assert list(session.home.models.iterdir()) == []
+    assert list(session.home.models.iterdir()) == list(session.home.quarantine.iterdir()) == []
     assert [entry.record["action"] for entry in session.ledger.entries()] == ["refusal"]
     return caught.value
 
@@ -131,6 +131,8 @@ def test_a_file_over_its_limit_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "content",
     [b"", b"{}", b"[]", b'{"history": []}', b'{"history": [{"epoch": 1}]}', b"[" * 100_000,
+     b'{"history": [{"epoch": Infinity, "training": 1, "validation": 1}]}',
+     b'{"history": [{"epoch": 1, "training": 1' + b"0" * 400 + b', "validation": 1}]}',
      b'{"history": [{"epoch": 1, "training": NaN, "validation": 1}]}', b'{"history": 7}'],
 )  # fmt: skip
 def test_a_history_that_is_no_list_of_finite_losses_is_refused(content):
@@ -202,7 +204,10 @@ def test_a_task_that_does_not_fit_the_target_is_refused():
         Layout.of({"a": {"role": "feature"}}, "regression")
 
 
-def test_the_statement_of_a_model_holds_no_float_and_names_its_making(session, checkpoint):
+def test_a_models_statement_verifies_and_names_its_files_and_its_making(session, checkpoint):
     model = bring(session, checkpoint)
-    envelope = json.loads((model.path / "statement.json").read_bytes())
-    assert envelope["payloadType"] == "application/vnd.in-toto+json"
+    envelope = (model.path / "statement.json").read_bytes()
+    signed = verify(envelope, trusted=session.trusted, predicate_type=MODEL_TYPE, now=None)
+    assert signed.statement.subjects["model.safetensors"] == model.digest
+    assert signed.statement.predicate["spec"] == "x"
+    assert signed.statement.predicate["zone"] == "public"

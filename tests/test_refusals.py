@@ -174,10 +174,10 @@ with fabric.connect() as session:
     told = {line.split(" ")[0]: line for line in out.splitlines()}
     assert "COLUMN_MISSING" in told["column"]
     assert "did you mean 'visits'?" in told["column"]
-    assert "RECIPE_INVALID" in told["identifier"]
-    assert "RECIPE_INVALID" in told["text"]
+    assert "COLUMN_REFUSED" in told["identifier"]
+    assert "COLUMN_REFUSED" in told["text"]
     assert told["unlisted"] == "unlisted SEALED age,region,condition,plan,visits"
-    assert "RECIPE_INVALID" in out.split("empty recipe")[1].splitlines()[0] or "RECIPE_EMPTY" in out
+    assert "RECIPE_EMPTY" in out
     assert "RECORDS_TRUNCATED" in told["truncated"]
     assert "RECORDS_EMPTY" in told["header"]
     assert "RECORDS_EMPTY" in told["empty"]

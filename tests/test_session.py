@@ -3,6 +3,8 @@
 import json
 import os
 import stat
+import subprocess
+import sys
 
 import pytest
 
@@ -82,6 +84,7 @@ def test_neither_the_person_nor_the_justification_stands_in_the_evidence(tmp_pat
     errand = session.errand(zone="public", labels=session.labels("people"), purpose="x", justification="for Mrs Doe")
     assert errand.person.startswith("p-")
     assert errand.justification_key.startswith("hmac-sha256:")
+    assert list(session.home.justifications.iterdir()) == []  # a plan keeps nothing
     with pytest.raises(Refused):
         session.place(errand, workers=1)
     told = str(session.ledger.bundle())
@@ -110,17 +113,73 @@ def test_a_home_that_cannot_be_written_is_refused(tmp_path):
     assert caught.value.reason is Reason.EVIDENCE_UNWRITABLE
 
 
-def test_a_working_directory_of_code_is_fine_and_one_with_data_is_named(tmp_path):
+@pytest.fixture
+def working(tmp_path):
+    """A session of a job with a working directory, and that directory."""
     (tmp_path / "fabric").mkdir()
-    session = open_session(tmp_path / "fabric")
-    work = tmp_path / "work"
-    work.mkdir()
-    (work / "train.py").write_text("")
-    session.check_working_dir(work)
-    for name in ("a.CSV", "b.parquet", "c.pkl", "d.json", "e.py.gz"):
-        (work / name).write_text("")
-        with pytest.raises(InvalidInput) as caught:
-            session.check_working_dir(work)
-        assert caught.value.reason is Reason.WORKING_DIR_CARRIES_DATA
-        assert name in caught.value.message
-        (work / name).unlink()
+    write_starter(tmp_path / "fabric")
+    job = {
+        "metadata": {},
+        "runtime_env": {"working_dir": "gcs://_ray_pkg.zip", "env_vars": {"RAY_WORKER_NICENESS": "0"}},
+    }
+    variables = {"RAY_JOB_CONFIG_JSON_ENV_VAR": json.dumps(job)}
+    (tmp_path / "work").mkdir()
+    return Session.open(Environment.read(variables), config_path=tmp_path / "fabric"), tmp_path / "work"
+
+
+def test_a_working_directory_of_code_is_fine(working):
+    session, folder = working
+    (folder / "train.py").write_text("")
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "train.cpython-311.pyc").write_text("")
+    session.check_carried(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["a.CSV", "b.parquet", "c.pkl", "d.json", "e.py.gz", "people", "nb.ipynb", "__pycache__/people.csv"]
+)
+def test_a_working_directory_with_anything_else_is_refused_by_name(working, name):
+    session, folder = working
+    (folder / name).parent.mkdir(exist_ok=True)
+    (folder / name).write_text("")
+    with pytest.raises(InvalidInput) as caught:
+        session.check_carried(folder)
+    assert caught.value.reason is Reason.WORKING_DIR_CARRIES_DATA
+    assert name in caught.value.message
+
+
+@pytest.mark.parametrize("carried", [{"py_modules": ["gcs://x.zip"]}, {"env_vars": {"DB_PASSWORD": "hunter2"}}])
+def test_what_else_ray_gives_to_every_node_is_refused_without_its_value(tmp_path, carried):
+    write_starter(tmp_path)
+    job = json.dumps({"metadata": {}, "runtime_env": carried})
+    session = Session.open(Environment.read({"RAY_JOB_CONFIG_JSON_ENV_VAR": job}), config_path=tmp_path)
+    with pytest.raises(InvalidInput) as caught:
+        session.check_carried(tmp_path)
+    assert caught.value.reason is Reason.WORKING_DIR_CARRIES_DATA
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_driver_outside_is_refused_before_anything_is_opened(tmp_path):
+    program = "import fabric\ntry: fabric.connect()\nexcept fabric.errors.ClusterUnavailable as e: print(e.reason)"
+    env = {**os.environ, "FABRIC_ZONE": "public", "FABRIC_ZONE_KIND": "public"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.stdout.strip() == "DRIVER_OUTSIDE", done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_damaged_key_is_named(tmp_path):
+    session = open_session(tmp_path)
+    (session.home.keys / "signing.key").write_bytes(b"short")
+    with pytest.raises(FabricError) as caught:
+        session.home.signing_key()
+    assert caught.value.reason is Reason.KEY_UNKNOWN
+
+
+def test_a_justification_cannot_be_guessed_back_from_the_request(tmp_path):
+    session = open_session(tmp_path)
+    labels = session.labels("people")
+    digests = set()
+    for text in ("for Mrs Doe", "for Mr Roe"):
+        errand = session.errand(zone="public", labels=labels, purpose="cost-forecast", justification=text)
+        digests.add(session.place(errand, workers=1).decision.request)
+    assert len(digests) == 1
