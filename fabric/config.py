@@ -22,13 +22,7 @@ from fabric.statements import PublicKey
 from fabric.zones import Zone, ZoneKind
 
 FILE_NAME = "fabric.toml"
-_RAYS_OWN = frozenset(
-    {
-        "RAY_EXPERIMENTAL_NOSET_CUDA_VISIBLE_DEVICES",
-        "RAY_EXPERIMENTAL_NOSET_ASCEND_RT_VISIBLE_DEVICES",
-        "RAY_WORKER_NICENESS",
-    }
-)
+_RAYS_OWN = ("RAY_", "PYTHONUNBUFFERED")
 
 
 class _ZoneTable(Spec):
@@ -248,8 +242,8 @@ def _ray_job(text: str) -> dict[str, Any]:
 
 
 def _carried(runtime_env: Mapping[str, Any]) -> tuple[str, ...]:
-    """Name what of a runtime environment Ray gives to every node, less what it sets itself."""
-    variables = set(runtime_env.get("env_vars") or {}) - _RAYS_OWN
+    """Name what of a runtime environment Ray gives to every node, less the variables that it sets itself."""
+    variables = [name for name in runtime_env.get("env_vars") or {} if not str(name).startswith(_RAYS_OWN)]
     return (*(["py_modules"] if runtime_env.get("py_modules") else []), *(["env_vars"] if variables else []))
 
 

@@ -116,6 +116,23 @@ with fabric.connect() as session:
     assert "Tanh 3" in living.run("python", "-c", program).stdout
 
 
+def test_what_a_caller_passes_is_not_written_where_the_public_zone_reads(living):
+    program = f"""
+import fabric
+from fabric.specs import SearchSpace, SweepSpec, TrainingSpec
+held = {PLANTED["email"]!r}
+with fabric.connect() as session:
+    matrix = session.sanitize(session.records("people"), session.recipe("people.recipe.toml"))
+    spec = SweepSpec(training=TrainingSpec(epochs=1), search=SearchSpace(learning_rate=[0.01, 0.1]))
+    done = session.sweep(matrix, spec, justification="test", progress=lambda n, of: print(n, of, len(held)))
+    print(len(done.result.trials))
+"""
+    out = living.run("python", "-c", program).stdout.split()
+    assert out[-1] == "2"
+    assert out[-4:-2] == ["2", "2"]
+    assert _scan_files([living.folder / ".fabric" / "outbox" / "public"]) == {}
+
+
 def test_no_planted_value_lies_anywhere_on_the_public_side_after_all_that(living):
     assert any(record["action"] == "crossing" for record in living.evidence()), "nothing has crossed to look for"
     temp = _public_temp(living)
