@@ -171,6 +171,8 @@ class Fabric:
         Raises:
             ClusterUnavailable: the cluster does not answer, or `DRIVER_OUTSIDE`.
         """
+        # Ray tells every node the driver's command line, and a value may stand on it.
+        ray._private.utils.get_entrypoint_name = lambda: "fabric"
         try:
             ray.init(joined.address, log_to_driver=False, logging_level=logging.ERROR, ignore_reinit_error=False)
         except (ConnectionError, RuntimeError, ray.exceptions.RayError) as error:
