@@ -93,10 +93,10 @@ def down(config: ConfigOption = None) -> None:
 @app.command("status")
 def show_status(config: ConfigOption = None, as_json: JsonOption = False) -> None:
     """Show the zones, their nodes, and what has crossed."""
-    loaded, environment = _config(config)
+    loaded, _ = _config(config)
     cluster = running(loaded.state)
     nodes = status(cluster) if cluster else []
-    crossed = _crossings(loaded, environment)
+    crossed = _crossings(loaded)
     if as_json:
         _print_json(
             {
@@ -144,8 +144,8 @@ def evidence(
     as_json: JsonOption = False,
 ) -> None:
     """List what was recorded, or save it as one file that verifies offline."""
-    loaded, environment = _config(config)
-    found = _evidence(loaded, environment)
+    loaded, _ = _config(config)
+    found = _evidence(loaded)
     if save is not None:
         target = found.save(save)
         if as_json:
@@ -216,7 +216,7 @@ def _running(config: Config) -> LocalCluster:
     return cluster
 
 
-def _evidence(config: Config, environment: Environment) -> Any:
+def _evidence(config: Config) -> Any:
     from fabric.evidence import Evidence  # noqa: PLC0415
     from fabric.recording import open_ledger  # noqa: PLC0415
 
@@ -229,10 +229,10 @@ def _evidence(config: Config, environment: Environment) -> Any:
         ledger.close()
 
 
-def _crossings(config: Config, environment: Environment) -> list[dict[str, Any]]:
+def _crossings(config: Config) -> list[dict[str, Any]]:
     if not (config.state / "evidence").is_dir():
         return []
-    found = _evidence(config, environment)
+    found = _evidence(config)
     keep = ("crossing", "job", "to_zone", "purpose", "rows", "bytes", "columns")
     return [
         {"at": entry.record["at"], **{name: entry.record["body"][name] for name in keep}}

@@ -71,7 +71,7 @@ def sweep(
     placement = session.place(errand, workers=min(spec.concurrent, len(trials)))
     cargo = Cargo(matrix=matrix, capsule=code.sealed if code else None)
     crossing = session.border.export(cargo, errand, ObjectStoreCarrier())
-    digest = digest_of([_plain(trial) for trial in trials])
+    digest = digest_of([trial.model_dump(mode="json") for trial in trials])
     with recorded_job(session, errand, placement, crossing, "sweep", digest) as provenance:
         results = _search(session, crossing, trials, placement, progress)
         ranked = sorted(_outcomes(trials, results), key=lambda trial: _rank(trial[0]))
@@ -184,7 +184,3 @@ class _Journal(tune.Callback):
             file.write("ended\n")
 
     on_trial_error = on_trial_complete
-
-
-def _plain(spec: TrainingSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json")

@@ -67,7 +67,9 @@ def train(
     placement = session.place(errand, workers=spec.workers)
     cargo = Cargo(matrix=matrix, capsule=code.sealed if code else None)
     crossing = session.border.export(cargo, errand, ObjectStoreCarrier())
-    with recorded_job(session, errand, placement, crossing, "training", digest_of(_plain(spec))) as provenance:
+    with recorded_job(
+        session, errand, placement, crossing, "training", digest_of(spec.model_dump(mode="json"))
+    ) as provenance:
         folder = _fit(session, crossing, spec, placement, progress)
         return admit_model(
             session,
@@ -269,7 +271,3 @@ def followed(journal: Path, tell: Callable[[str], None]) -> Any:
 def _epoch(line: str) -> Epoch:
     raw = json.loads(line)
     return Epoch(epoch=int(raw["epoch"]), training=raw["training"], validation=raw["validation"])
-
-
-def _plain(spec: TrainingSpec) -> dict[str, Any]:
-    return spec.model_dump(mode="json")

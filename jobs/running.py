@@ -8,7 +8,7 @@ from pathlib import Path
 
 import fabric
 from fabric.errors import FabricError, InvalidInput, Reason, nearest
-from fabric.sdk import Fabric, Matrix
+from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec, parse
 from fabric.zones import find_zone
 
@@ -40,6 +40,13 @@ def run(arguments: list[str], work: Work, *, needs: str) -> int:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return error.exit_status
     return 0
+
+
+def show_quality(done: Run, matrix: Matrix) -> None:
+    """Print how good the model is on the rows that were held back, if any were."""
+    if matrix.held_back is not None:
+        quality = done.evaluate(matrix.held_back)
+        print(f"held back, inside: {quality.metric} {quality.value:.4f} on {quality.rows:,} rows")
 
 
 def _read(arguments: list[str], needs: str) -> tuple[Path, JobSpec]:

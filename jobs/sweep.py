@@ -6,7 +6,7 @@ import sys
 
 from fabric.sdk import Fabric, Matrix
 from fabric.specs import JobSpec
-from jobs.running import run
+from jobs.running import run, show_quality
 
 
 def main(arguments: list[str]) -> int:
@@ -19,9 +19,7 @@ def _sweep(session: Fabric, spec: JobSpec, matrix: Matrix) -> None:
     done = session.sweep(matrix, spec.sweep, zone=spec.zone, justification=spec.justification, progress=_show)
     print(done)
     print(done.best)
-    if matrix.held_back is not None:
-        quality = done.best.evaluate(matrix.held_back)
-        print(f"held back, inside: {quality.metric} {quality.value:.4f} on {quality.rows:,} rows")
+    show_quality(done.best, matrix)
 
 
 def _show(done: int, total: int) -> None:

@@ -10,7 +10,7 @@ import sys
 from fabric.learning import Epoch
 from fabric.sdk import Fabric, Matrix
 from fabric.specs import JobSpec
-from jobs.running import run
+from jobs.running import run, show_quality
 
 
 def main(arguments: list[str]) -> int:
@@ -21,9 +21,7 @@ def main(arguments: list[str]) -> int:
 def _train(session: Fabric, spec: JobSpec, matrix: Matrix) -> None:
     done = session.train(matrix, spec.training, zone=spec.zone, justification=spec.justification, progress=_show)
     print(done)
-    if matrix.held_back is not None:
-        quality = done.evaluate(matrix.held_back)
-        print(f"held back, inside: {quality.metric} {quality.value:.4f} on {quality.rows:,} rows")
+    show_quality(done, matrix)
 
 
 def _show(epoch: Epoch) -> None:
