@@ -56,7 +56,12 @@ class Errand:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Border:
-    """Enforces policy on what moves between zones, and records it."""
+    """Enforces policy on what moves between zones, and records it.
+
+    Attributes:
+        releasing: told of a matrix before it leaves the private zone; refuses one that was checked before another
+            release of the same records crossed.
+    """
 
     home_zone: Zone
     policy: Policy
@@ -66,6 +71,7 @@ class Border:
     grant_lasts: timedelta
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
+    releasing: Callable[[SealedMatrix, Zone], None] = lambda matrix, zone: None
 
     def decide(self, cargo: Cargo, errand: Errand) -> tuple[Decision, ...]:
         """Return policy's answer for each artifact of the cargo, without moving or recording anything."""
@@ -85,6 +91,8 @@ class Border:
             decisions = self.decide(cargo, errand)
             for decision in decisions:
                 decision.enforce()
+            if errand.zone.kind is not ZoneKind.PRIVATE:
+                self.releasing(cargo.matrix, errand.zone)
         # 3. Record.
         crossing_id = self.new_id()
         grant = self._grant(crossing_id, cargo, errand)

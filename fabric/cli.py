@@ -17,6 +17,7 @@ from fabric.config import Config, Environment, find_config, load_config
 from fabric.errors import FabricError, Reason
 from fabric.local_cluster import LocalCluster, client_env, running, status, stop
 from fabric.people import write_people
+from fabric.recipe_commands import recipe_app
 from fabric.starter import PEOPLE, write_starter
 from fabric.statements import PublicKey
 from fabric.stores import Home
@@ -29,6 +30,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+app.add_typer(recipe_app)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -196,7 +199,7 @@ def verify(
 
 @app.command()
 def demo(
-    rows: Annotated[int, typer.Option(help="How many made-up people.", min=500, max=1_000_000)] = STARTER_PEOPLE,
+    rows: Annotated[int, typer.Option(help="How many made-up people.", min=1_000, max=1_000_000)] = STARTER_PEOPLE,
 ) -> None:
     """Run the main job on this machine, both zones played by it, in under two minutes, offline."""
     from fabric.demo import run_demo  # noqa: PLC0415 - starts Ray

@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from fabric.errors import InvalidInput, Reason, nearest
-from fabric.labels import Labels
+from fabric.labels import Classification, Labels
 from fabric.specs import Spec, parse
 from fabric.statements import PublicKey
 from fabric.zones import Zone, ZoneKind
@@ -40,6 +41,14 @@ class _RecordsTable(Spec):
     labels: Annotated[dict[str, Any], Field(default_factory=dict)]
 
 
+class _RiskTable(Spec):
+    classification: Literal["public", "internal", "confidential", "restricted"]
+    purpose: str = ""
+    k: Annotated[int, Field(ge=1)]
+    l: Annotated[int, Field(ge=1)] = 1  # noqa: E741 - the literature's name
+    t: Annotated[float | None, Field(ge=0, le=1)] = None
+
+
 class _LocalTable(Spec):
     gcs_port: Annotated[int, Field(ge=0, le=65535)] = 0
     dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 0
@@ -56,6 +65,7 @@ class _File(Spec):
     fabric: _FabricTable
     zones: dict[str, _ZoneTable]
     records: Annotated[dict[str, _RecordsTable], Field(default_factory=dict)]
+    risk: Annotated[list[_RiskTable], Field(default_factory=list)]
     local: _LocalTable = _LocalTable()
 
 
@@ -66,6 +76,17 @@ class RecordsSource:
     name: str
     path: Path
     labels: Labels
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskLimit:
+    """What the risk of a matrix must keep to, for records of one classification, and one purpose if it names one."""
+
+    classification: Classification
+    purpose: str
+    k: int
+    l: int  # noqa: E741 - the literature's name
+    t: Decimal | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,11 +107,17 @@ class Config:
     dashboard_port: int
     statement_days: int
     crossing_minutes: int
+    risk: tuple[RiskLimit, ...] = ()
 
     @property
     def private(self) -> Zone:
         """Return the one private zone."""
         return next(zone for zone in self.zones.values() if zone.kind is ZoneKind.PRIVATE)
+
+    def risk_limit(self, classification: Classification, purpose: str) -> RiskLimit | None:
+        """Return the limit for such records; one that names the purpose goes before one that does not."""
+        fitting = [each for each in self.risk if each.classification is classification]
+        return next((e for e in fitting if e.purpose == purpose), next((e for e in fitting if not e.purpose), None))
 
     def source(self, name: str) -> RecordsSource:
         """Return the records declared as `name`.
@@ -151,6 +178,16 @@ class Environment:
         )
 
 
+def _risk_limit(table: _RiskTable) -> RiskLimit:
+    return RiskLimit(
+        classification=Classification(table.classification),
+        purpose=table.purpose,
+        k=table.k,
+        l=table.l,
+        t=None if table.t is None else Decimal(str(table.t)),
+    )
+
+
 def find_config(environment: Environment, given: Path | None, start: Path) -> Path:
     """Return the `fabric.toml` to use: the one given, the environment's, or the nearest at or above `start`.
 
@@ -209,6 +246,7 @@ def load_config(path: Path) -> Config:
         dashboard_port=raw.local.dashboard_port,
         statement_days=raw.fabric.statement_days,
         crossing_minutes=raw.fabric.crossing_minutes,
+        risk=tuple(_risk_limit(table) for table in raw.risk),
     )
 
 

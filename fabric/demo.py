@@ -70,8 +70,13 @@ def run_demo(*, rows: int, environment: Environment) -> None:
 
 def _sanitize(console: Console, session: Fabric) -> Matrix:
     _say(console, 3, "Sanitize in zone private, and plan what would move")
-    with console.status("Presidio reads every distinct value of the outgoing columns"):
-        matrix = session.sanitize(session.records("people"), session.recipe("people.recipe.toml"), hold_back=0.2)
+    with console.status("Presidio reads every distinct value of the outgoing columns") as status:
+        matrix = session.sanitize(
+            session.records("people"),
+            session.recipe("people.recipe.toml"),
+            hold_back=0.2,
+            progress=lambda p: status.update(f"sanitizing: {p.stage} {p.done}/{p.total}"),
+        )
     plan = session.plan(matrix, zone="public", justification=JUSTIFICATION)
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for title in ("column", "from", "fate", "why"):
@@ -81,6 +86,11 @@ def _sanitize(console: Console, session: Fabric) -> Matrix:
         table.add_row(column.name, column.source, fate, column.why)
     console.print(table)
     console.print(f"  {plan.rows:,} rows, {plan.size_bytes:,} bytes, {plan.digest}")
+    weighed = matrix.sealed.predicate["risk"]
+    console.print(
+        f"  at least {weighed['k']} people share every combination of {', '.join(weighed['quasi'])}; "
+        f"{matrix.sealed.predicate['suppressed']} rows in smaller groups were left out"
+    )
     console.print(f"  to {plan.destination}")
     for decision in plan.decisions:
         for rule in decision.rules:

@@ -1,7 +1,8 @@
 """Sealed matrices: chunks of Arrow bytes, and the statement signed about them.
 
 A `SealedMatrix` exists only if the statement's signature and the digest of every chunk have been verified. Its bytes
-are what crosses; its table is opened from those bytes alone.
+are what crosses; its table is opened from those bytes alone. They may lie in files: then each chunk is held against the
+statement again whenever it is read.
 """
 
 from __future__ import annotations
@@ -9,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import pyarrow as pa
 
@@ -18,7 +20,46 @@ from fabric.errors import Reason, StatementInvalid
 from fabric.statements import PublicKey, Signed, verify
 from sanitize.sealing import open_chunk
 
+STATEMENT = "statement.json"
+CHUNK_ROWS = 65_536
 MATRIX_TYPE = "urn:zonefabric:statement:sanitized-matrix:v1"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChunks(Sequence[bytes]):
+    """Chunks in files of a folder, read one at a time and held against their digests each time."""
+
+    folder: Path
+    digests: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.digests)
+
+    @property
+    def size_bytes(self) -> int:
+        """Return the size of all files in bytes."""
+        return sum((self.folder / chunk_name(index)).stat().st_size for index in range(len(self)))
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+    @overload
+    def __getitem__(self, index: slice) -> tuple[bytes, ...]: ...
+    def __getitem__(self, index: int | slice) -> bytes | tuple[bytes, ...]:
+        """Return one chunk, or several.
+
+        Raises:
+            StatementInvalid: `DIGEST_MISMATCH`: the file is gone, or not what was sealed.
+        """
+        if isinstance(index, slice):
+            return tuple(self[each] for each in range(*index.indices(len(self))))
+        name = chunk_name(range(len(self))[index])
+        try:
+            chunk = (self.folder / name).read_bytes()
+        except OSError:
+            chunk = b""
+        if digest(chunk) != self.digests[index]:
+            raise StatementInvalid(Reason.DIGEST_MISMATCH, f"{name} is not what was sealed", "sanitize again")
+        return chunk
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +71,7 @@ class SealedMatrix:
         signed: the verified statement.
     """
 
-    chunks: tuple[bytes, ...]
+    chunks: Sequence[bytes]
     signed: Signed
 
     @classmethod
@@ -51,7 +92,24 @@ class SealedMatrix:
             )
         for index, chunk in enumerate(chunks):
             check_chunk(signed, index, chunk)
-        return cls(tuple(chunks), signed)
+        return cls(chunks if isinstance(chunks, StoredChunks) else tuple(chunks), signed)
+
+    @classmethod
+    def load(cls, folder: Path, *, trusted: Sequence[PublicKey]) -> SealedMatrix:
+        """Open the matrix in `folder`: chunks by name, and the statement beside them.
+
+        Raises:
+            StatementInvalid: as `open` does.
+        """
+        try:
+            envelope = (folder / STATEMENT).read_bytes()
+        except OSError:
+            raise StatementInvalid(
+                Reason.STATEMENT_MISSING, "the matrix has no statement", "sanitize the records again"
+            ) from None
+        named = verify(envelope, trusted=trusted, predicate_type=MATRIX_TYPE, now=None).statement.subjects
+        digests = tuple(named.get(chunk_name(index), "") for index in range(len(named)))
+        return cls.open(StoredChunks(folder, digests), envelope, trusted=trusted, now=None)
 
     @property
     def predicate(self) -> Mapping[str, Any]:
@@ -71,6 +129,8 @@ class SealedMatrix:
     @property
     def size_bytes(self) -> int:
         """Return the size of all chunks in bytes."""
+        if isinstance(self.chunks, StoredChunks):
+            return self.chunks.size_bytes
         return sum(len(chunk) for chunk in self.chunks)
 
     @property

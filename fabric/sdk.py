@@ -8,7 +8,7 @@ from __future__ import annotations
 import html
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import cached_property
 from pathlib import Path
@@ -19,6 +19,7 @@ import pyarrow as pa
 import ray
 
 from fabric import bursting, sweeping, training
+from fabric.artifacts import digest
 from fabric.border import Errand
 from fabric.capsule import xray
 from fabric.charts import curve_svg, curve_text
@@ -30,15 +31,18 @@ from fabric.evidence import Evidence
 from fabric.joining import Joined
 from fabric.labels import Labels
 from fabric.learning import Epoch, Quality, evaluate
-from fabric.matrix import MATRIX_TYPE, SealedMatrix
+from fabric.matrix import CHUNK_ROWS, MATRIX_TYPE, STATEMENT, SealedMatrix
 from fabric.quarantine import Model
 from fabric.recording import now
 from fabric.session import Session
 from fabric.specs import SweepSpec, TrainingSpec
 from fabric.xray import XRay
-from sanitize import actor
+from sanitize import actor, risk, worker
 from sanitize.inspection import Inspector
 from sanitize.recipe import Recipe, parse_recipe
+from sanitize.releases import Releases
+from sanitize.report import report_fragment, report_html
+from sanitize.spool import HELD_BACK, TRAIN, Spool
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +100,23 @@ class Matrix:
             f"{self.sealed.size_bytes:,} bytes, {self.sealed.digest}"
         )
 
-    def _repr_html_(self) -> str:
-        cells = ("name", "from", "treatment", "role", "type")
-        head = "".join(f"<th>{cell}</th>" for cell in cells)
-        body = "".join(
-            "<tr>" + "".join(f"<td>{html.escape(str(note.get(cell, '')))}</td>" for cell in cells) + "</tr>"
-            for note in self.sealed.columns.values()
+    def report(self, path: str | Path, *, levels: bool = False) -> Path:
+        """Write what the signed statement says as one HTML page that stands alone, and return where it is.
+
+        Args:
+            levels: show the level behind each code too; the page must then stay inside.
+        """
+        page = report_html(
+            self.sealed.predicate,
+            envelope_digest=self.sealed.signed.digest,
+            dictionaries=self.dictionaries if levels else None,
         )
-        return f"<p>{html.escape(str(self))}</p><table><tr>{head}</tr>{body}</table>"
+        target = Path(path)
+        target.write_text(page, encoding="utf-8")
+        return target
+
+    def _repr_html_(self) -> str:
+        return f"<p>{html.escape(str(self))}</p>{report_fragment(self.sealed.predicate)}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,18 +242,33 @@ class Fabric:
             raise InvalidInput(Reason.RECIPE_INVALID, f"there is no recipe {file}", near) from None
         return parse_recipe(text, source=file.name)
 
-    def sanitize(self, records: Records, recipe: Recipe, *, hold_back: float = 0.0, seed: int = 0) -> Matrix:
+    def sanitize(
+        self,
+        records: Records,
+        recipe: Recipe,
+        *,
+        hold_back: float = 0.0,
+        seed: int = 0,
+        workers: int = 0,
+        progress: Callable[[actor.Progress], None] = lambda progress: None,
+    ) -> Matrix:
         """Sanitize records in the private zone.
+
+        The matrix has the same bytes however many workers there are. Work that a crash stopped goes on where it
+        stopped when the same call is made again.
 
         Args:
             records: what to read; what the recipe joins is read too.
             recipe: what their owner allows to leave.
             hold_back: share of the rows, from 0 to less than 1, that is sealed apart and does not cross.
             seed: of the order of rows.
+            workers: sanitizers at once; by default as many as the private zone has CPUs.
+            progress: called as pieces of the work get done.
 
         Raises:
             InvalidInput: a file or the recipe is wrong.
-            Refused: `COLUMN_REFUSED`, `INSPECTION_FAILED`; nothing was sealed.
+            Refused: `COLUMN_REFUSED`, `RISK_TOO_HIGH`, `INSPECTION_FAILED`; nothing was sealed.
+            ClusterUnavailable: the sanitizers died again and again.
         """
         names = sorted({records.name, *recipe.sources})
         labels = self.session.labels(*names)
@@ -251,14 +279,8 @@ class Fabric:
         inputs = {"records": names, "recipe": recipe.digest, "job": self.session.job, "actor": self.session.person}
         receipt = self.session.ledger.intend("sanitize", {**inputs, "labels": labels.to_json()})
         try:
-            delivery = self._order(names, recipe, labels, hold_back, seed)
-            matrix = Matrix(
-                self._open(delivery.matrix),
-                self._open(delivery.held_back) if delivery.held_back else None,
-                labels,
-                delivery.dictionaries,
-                delivery.staying,
-            )
+            order = self._order(names, recipe, labels, hold_back, seed)
+            matrix = self._sanitized(order, workers or self.session.config.private.cpus, progress)
         except BaseException as error:
             status = "refused" if isinstance(error, FabricError) else "failed"
             self.session.ledger.conclude(receipt, status, {"code": training.code_of(error)})
@@ -371,34 +393,55 @@ class Fabric:
             zone=zone, labels=matrix.labels, purpose=purpose or matrix.sealed.purpose, justification=justification
         )
 
-    def _order(self, names: list[str], recipe: Recipe, labels: Labels, hold_back: float, seed: int) -> actor.Delivery:
-        issued, config = now(), self.session.config
-        order = actor.Order(
-            records={name: config.source(name).path for name in names},
+    def _order(self, names: list[str], recipe: Recipe, labels: Labels, hold_back: float, seed: int) -> worker.Order:
+        issued, config, home = now(), self.session.config, self.session.home
+        records = {name: config.source(name).path for name in names}
+        limit = config.risk_limit(labels.data_classification, recipe.purpose)
+        limits = risk.Limits(k=limit.k, l=limit.l, t=limit.t) if limit else risk.LIMITS[labels.data_classification]
+        releases = Releases(home.releases)
+        order = worker.Order(
+            records=records,
             recipe=recipe,
             hold_back=hold_back,
             seed=seed,
+            chunk_rows=CHUNK_ROWS,
+            work=home.path,
+            surrogates=home.surrogates,
             labels=labels.to_json(),
-            key_path=self.session.home.keys / "signing.key",
+            limits=limits,
+            releases=home.releases,
+            earlier=releases.earlier_quasi(names),
+            sequence=releases.sequence(names),
+            key_path=home.keys / "signing.key",
+            secret_path=home.sanitizing_key(),
             predicate_type=MATRIX_TYPE,
             issued_at=issued,
             expires_at=issued + timedelta(days=config.statement_days),
         )
-        sanitizer = actor.start(config.private.resource, config.private.node_label)
-        try:
-            outcome = ray.get(sanitizer.run.remote(order))
-        except ray.exceptions.RayError as error:
-            raise ClusterUnavailable(
-                Reason.CLUSTER_FAILED, f"the sanitizer died ({type(error).__name__})", "see `fabric status`"
-            ) from None
-        finally:
-            ray.kill(sanitizer)
-        if isinstance(outcome, FabricError):
-            raise outcome
-        return outcome  # type: ignore[no-any-return]
+        return replace(order, work=home.work(order.digest))
 
-    def _open(self, part: actor.SealedPart) -> SealedMatrix:
-        return SealedMatrix.open(part.chunks, part.envelope, trusted=self.session.trusted, now=now())
+    def _sanitized(self, order: worker.Order, workers: int, progress: Callable[[actor.Progress], None]) -> Matrix:
+        """Have the pool do the order, and take what it sealed into the home."""
+        private = self.session.config.private
+        pool = actor.Pool(order, private.resource, private.node_label, size=workers, progress=progress)
+        try:
+            delivery = pool.run()
+            name = digest((delivery.folder / TRAIN / STATEMENT).read_bytes()).removeprefix("sha256:")[:32]
+            folder = self.session.home.keep_matrix(delivery.folder, name)
+        except ClusterUnavailable:
+            raise  # the work stays, so that the same order goes on from there
+        except FabricError:
+            Spool(order.work).clear()
+            raise
+        Spool(order.work).clear()
+        held = folder / HELD_BACK
+        return Matrix(
+            SealedMatrix.load(folder / TRAIN, trusted=self.session.trusted),
+            SealedMatrix.load(held, trusted=self.session.trusted) if HELD_BACK in delivery.finished.rows else None,
+            Labels.from_json(order.labels),
+            delivery.dictionaries,
+            delivery.finished.staying,
+        )
 
     def _attach(self, sealed: SealedMatrix) -> str:
         return self.session.ledger.attach(sealed.signed.envelope)

@@ -21,6 +21,7 @@ from fabric.recording import new_id, now, open_ledger
 from fabric.statements import PublicKey, SigningKey
 from fabric.stores import Home
 from fabric.zones import find_zone
+from sanitize.releases import Releases
 
 CODE_SUFFIXES = frozenset({".py", ".pyi", ".toml", ".md", ".sh"})
 """What a job's working directory may hold: Ray copies it to every node, public ones too."""
@@ -72,6 +73,7 @@ class Session:
             grant_lasts=timedelta(minutes=config.crossing_minutes),
             clock=now,
             new_id=new_id,
+            releasing=lambda matrix, zone: Releases(home.releases).crossed(matrix.digest, zone.name, now()),
         )
         return cls(
             config=config,

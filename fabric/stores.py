@@ -60,6 +60,44 @@ class Home:
         """Return the folder of justifications; the ledger holds only their keyed digests."""
         return self.path / "justifications"
 
+    @property
+    def matrices(self) -> Path:
+        """Return the folder of sealed matrices, each under the digest of its statement."""
+        return self.path / "matrices"
+
+    @property
+    def releases(self) -> Path:
+        """Return the folder of what is remembered of matrices that crossed."""
+        return self.path / "releases"
+
+    @property
+    def surrogates(self) -> Path:
+        """Return the file of the map from values to random surrogates."""
+        return self.path / "surrogates.sqlite"
+
+    def keep_matrix(self, folder: Path, name: str) -> Path:
+        """Move a folder of sealed parts to where matrices are kept, and return where it is now.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        target = self.matrices / name
+        self._make(self.matrices)
+        try:
+            folder.rename(target)
+        except OSError:
+            raise _unwritable(target) from None
+        return target
+
+    def work(self, name: str) -> Path:
+        """Return the folder of one piece of sanitizing, so that it can go on after a crash; not made here."""
+        return self.path / "work" / name
+
+    def sanitizing_key(self) -> Path:
+        """Return the file of the secret from which the keys of subjects and purposes are derived, made on first use."""
+        self._secret("sanitizing.key")
+        return self.keys / "sanitizing.key"
+
     def outbox(self, zone: str) -> Path:
         """Return the folder that workers of `zone` write to, made if need be."""
         folder = self.path / "outbox" / zone

@@ -11,6 +11,7 @@ from fabric.errors import FabricError, InvalidInput, Reason, nearest
 from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec, parse
 from fabric.zones import find_zone
+from sanitize.actor import Progress
 
 Work = Callable[[Fabric, JobSpec, Matrix], None]
 
@@ -33,6 +34,7 @@ def run(arguments: list[str], work: Work, *, needs: str) -> int:
                 session.recipe(path.parent / spec.recipe),
                 hold_back=spec.hold_back,
                 seed=spec.seed,
+                progress=_print_progress,
             )
             print(session.plan(matrix, zone=spec.zone, justification=spec.justification), flush=True)
             work(session, spec, matrix)
@@ -47,6 +49,16 @@ def show_quality(done: Run, matrix: Matrix) -> None:
     if matrix.held_back is not None:
         quality = done.evaluate(matrix.held_back)
         print(f"held back, inside: {quality.metric} {quality.value:.4f} on {quality.rows:,} rows")
+
+
+def _print_progress(progress: Progress) -> None:
+    """Print a line as a stage that takes long goes on, and one when it is done."""
+    left = progress.seconds_left
+    if progress.total > 1 and left is not None and progress.seconds > 5:
+        print(
+            f"sanitizing: {progress.stage} {progress.done}/{progress.total}, about {left:.0f} s left in this stage",
+            flush=True,
+        )
 
 
 def _read(arguments: list[str], needs: str) -> tuple[Path, JobSpec]:

@@ -1,131 +1,139 @@
-"""The sanitizer as a Ray actor in the private zone: reads records, sanitizes them, signs the statement.
+"""A pool of sanitizers as Ray actors in the private zone.
 
-Raw records are read in this actor and nowhere else; what it returns is sealed bytes, signed statements and counts.
-Its methods return errors instead of raising them, so that no foreign traceback travels with one.
+Pieces of a stage go to whichever actor is idle. An actor that dies is replaced and its piece done again; a driver that
+dies leaves the work folder, from which the same order goes on. More actors give the same bytes sooner.
 """
 
 from __future__ import annotations
 
-import hmac
-from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 
-from fabric.artifacts import chunk_name, digest
-from fabric.errors import FabricError, Reason, Refused
-from fabric.statements import SigningKey, Statement, sign, timestamp
-from sanitize.inspection import Inspector
-from sanitize.pipeline import Part, Sanitized, sanitize
-from sanitize.reading import read_records
-from sanitize.recipe import Recipe
+from fabric.errors import ClusterUnavailable, FabricError, Reason
+from sanitize.bench import Facts
+from sanitize.pipeline import course
+from sanitize.worker import Delivery, Order, Sanitizer
+
+_TRIES = 4
+_NO_PIECE = -1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Order:
-    """What the sanitizer is asked to do.
+class Progress:
+    """How far sanitizing is.
 
     Attributes:
-        records: path of each records source, by name, in the private zone.
-        labels: of the records, for the statement.
-        key_path: file of the 32-byte seed that signs; read by the actor, so that no key travels.
-        predicate_type: of the statement.
+        stage: what is being done: open, start, treat, settle, weigh, inspect, judge, cut or seal.
+        done, total: pieces of the stage.
+        seconds: since the stage began.
     """
 
-    records: Mapping[str, Path]
-    recipe: Recipe
-    hold_back: float
-    seed: int
-    labels: Mapping[str, Any]
-    key_path: Path
-    predicate_type: str
-    issued_at: datetime
-    expires_at: datetime
+    stage: str
+    done: int
+    total: int
+    seconds: float
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Return how long the stage will still take at this rate; None before its first piece is done."""
+        return self.seconds / self.done * (self.total - self.done) if self.done else None
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SealedPart:
-    """A sealed matrix as bytes: its chunks and the envelope of its statement."""
-
-    chunks: tuple[bytes, ...]
-    envelope: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Delivery:
-    """What the sanitizer returns: the matrix, the rows held back, and the levels of each encoded column.
+@dataclass(slots=True)
+class Pool:
+    """Actors that work on one order.
 
     Attributes:
-        dictionaries: codes to levels; stays in the private zone.
-        staying: names of the columns of the records that nothing is made from.
+        zone_resource, label_selector: keep the actors in the private zone.
+        size: how many actors there may be at once.
+        progress: called as pieces get done.
     """
 
-    matrix: SealedPart
-    held_back: SealedPart | None
-    dictionaries: Mapping[str, tuple[str, ...]]
-    staying: tuple[str, ...]
+    order: Order
+    zone_resource: str
+    label_selector: Mapping[str, str]
+    size: int
+    progress: Callable[[Progress], None] = lambda progress: None
+    _actors: list[Any] = field(default_factory=list)
+    _starting: dict[Any, Any] = field(default_factory=dict)
 
+    def run(self) -> Delivery:
+        """Sanitize, seal and sign.
 
-class Sanitizer:
-    """Sanitizes records. A plain class; `start` wraps it in Ray."""
-
-    def run(self, order: Order) -> Delivery | FabricError:
-        """Sanitize, sign and return the sealed bytes, or the error that stopped it."""
+        Raises:
+            FabricError: what stopped it; nothing was sealed.
+            ClusterUnavailable: the actors died again and again; what was done is kept, the same order goes on from it.
+        """
         try:
-            raw = {name: read_records(path, name=name) for name, path in order.records.items()}
-            done = sanitize(raw, order.recipe, inspector=Inspector(), hold_back=order.hold_back, seed=order.seed)
-            key = SigningKey.from_seed(order.key_path.read_bytes())
-            return Delivery(
-                matrix=_seal(done, done.train, "matrix", order, key),
-                held_back=_seal(done, done.held_back, "held-back", order, key) if done.held_back else None,
-                dictionaries=done.dictionaries,
-                staying=done.staying,
-            )
-        except FabricError as error:
-            return error
-        except Exception as error:  # noqa: BLE001 - a message of any class may carry a cell
-            return Refused(
-                Reason.INSPECTION_FAILED,
-                f"sanitizing failed with {type(error).__name__}; nothing was sealed",
-                "what cannot be inspected does not leave; the message stays unsaid, because messages carry cells",
-            )
+            self.call("open", ["all"])
+            finished = course(self.call, chunk_rows=self.order.chunk_rows)
+            return self._each([("finish", (finished,))], "finish")[0]  # type: ignore[no-any-return]
+        finally:
+            for actor in self._actors:
+                ray.kill(actor)
 
+    def call(self, stage: str, items: Sequence[str]) -> Sequence[Facts]:
+        """Do the pieces of one stage and return what was found of each."""
+        return self._each([("do", (stage, item)) for item in items], stage)
 
-def start(zone_resource: str, label_selector: Mapping[str, str]) -> Any:
-    """Start a sanitizer actor in the private zone and return its handle."""
-    return (
-        ray.remote(Sanitizer)
-        .options(
-            num_cpus=1,
-            resources={zone_resource: 0.001},
-            label_selector=dict(label_selector),
-            max_restarts=0,
-            name=None,
+    def _each(self, calls: Sequence[tuple[str, tuple[Any, ...]]], stage: str) -> list[Any]:
+        """Make every call on some actor, and return the results in order."""
+        began = time.monotonic()
+        waiting, results, tries = list(enumerate(calls)), {}, 0
+        running: dict[Any, tuple[int, Any]] = {}
+        idle = [actor for actor in self._actors if actor not in self._starting.values()]
+        while waiting or running:
+            while waiting and len(self._actors) < min(self.size, len(calls)):
+                self._start()
+            while idle and waiting:
+                actor, (index, (method, arguments)) = idle.pop(), waiting.pop(0)
+                running[getattr(actor, method).remote(*arguments)] = (index, actor)
+            (ref,), _ = ray.wait([*running, *self._starting], num_returns=1)
+            index, actor = running.pop(ref) if ref in running else (_NO_PIECE, self._starting.pop(ref))
+            try:
+                outcome = ray.get(ref)
+            except ray.exceptions.RayActorError as error:
+                tries += 1
+                self._actors.remove(actor)
+                waiting[:0] = [] if index == _NO_PIECE else [(index, calls[index])]
+                if tries >= _TRIES:
+                    raise _died(stage, error) from None
+                continue
+            idle.append(actor)
+            if index == _NO_PIECE:
+                continue
+            results[index] = outcome
+            if isinstance(outcome, FabricError):
+                waiting.clear()
+            self.progress(Progress(stage=stage, done=len(results), total=len(calls), seconds=time.monotonic() - began))
+        for index in sorted(results):
+            if isinstance(results[index], FabricError):
+                raise results[index]
+        return [results[index] for index in range(len(calls))]
+
+    def _start(self) -> None:
+        actor = (
+            ray.remote(Sanitizer)
+            .options(
+                num_cpus=1,
+                resources={self.zone_resource: 0.001},
+                label_selector=dict(self.label_selector),
+                max_restarts=0,
+                name=None,
+            )
+            .remote(self.order)
         )
-        .remote()
-    )
+        self._actors.append(actor)
+        self._starting[actor.ready.remote()] = actor
 
 
-def _seal(done: Sanitized, part: Part, name: str, order: Order, key: SigningKey) -> SealedPart:
-    statement = Statement(
-        subjects={chunk_name(index): digest(chunk) for index, chunk in enumerate(part.chunks)},
-        predicate_type=order.predicate_type,
-        predicate={
-            **done.report,
-            # Keyed: from a plain digest of a file, whoever knows most of it could confirm a guess of the rest.
-            "inputs": {
-                name: "hmac-sha256:" + hmac.digest(key.seed, version.encode(), "sha256").hex()
-                for name, version in done.versions.items()
-            },
-            "part": name,
-            "rows": part.rows,
-            "purpose": order.recipe.purpose,
-            "labels": dict(order.labels),
-            "issued_at": timestamp(order.issued_at),
-            "expires_at": timestamp(order.expires_at),
-        },
+def _died(stage: str, error: Exception) -> ClusterUnavailable:
+    return ClusterUnavailable(
+        Reason.CLUSTER_FAILED,
+        f"the sanitizers died {_TRIES} times in the stage {stage!r} ({type(error).__name__})",
+        "give the private zone more memory and see `fabric status`; the same call goes on where this one stopped",
     )
-    return SealedPart(chunks=part.chunks, envelope=sign(statement, key).envelope)

@@ -1,26 +1,35 @@
 """The pipeline: from raw records and a recipe to sealed numbers and a report of what was done.
 
-Nothing is sealed unless every outgoing column may cross. The report holds counts, digests, names of columns and words
-of ours; it becomes part of a signed statement and leaves, so it holds no level, no value and no float.
+`course` is the order of the stages, whoever does their pieces: one process here, a pool of actors in
+`sanitize.actor`. Nothing is sealed unless every outgoing column may cross, and all of them together. The report holds
+counts, digests, names of columns and words of ours; it becomes part of a signed statement and leaves, so it holds no
+level, no value and no float.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
+from fabric.errors import InvalidInput, Reason, nearest
+from sanitize import risk
+from sanitize.bench import Bench, Facts
+from sanitize.inspection import Inspector
+from sanitize.reading import RawTable, TableSource
+from sanitize.recipe import Column, Pseudonymise, Recipe
+from sanitize.sources import BLOCK_ROWS, UNIT_ROWS, Source
+from sanitize.spool import HELD_BACK, TRAIN, Spool
+from sanitize.stages import do
+from sanitize.surrogates import Surrogates
+from sanitize.task import Task
 
-from fabric.errors import InvalidInput, Reason, Refused, nearest
-from sanitize.inspection import ColumnFindings, Inspector
-from sanitize.reading import RawTable, join_records
-from sanitize.recipe import Clip, Column, Keep, Recipe
-from sanitize.sealing import seal
-from sanitize.treatment import Ints, Reals, Treated, apply
-from sanitize.verdict import Shape, Thresholds, is_code, objections
+_NONE = risk.Limits()
+
+Call = Callable[[str, Sequence[str]], Sequence[Facts]]
+"""Does the pieces of a stage, in any order, and returns what was found of each, in the order of the pieces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,176 +61,167 @@ class Sanitized:
     report: Mapping[str, Any]
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """What the course of a task ends with, in counts and digests.
+
+    Attributes:
+        rows: of each part.
+        digests: of each part's chunks, in order.
+        staying: names of the columns that nothing is made from.
+    """
+
+    rows: Mapping[str, int]
+    digests: Mapping[str, tuple[str, ...]]
+    staying: tuple[str, ...]
+
+
+def course(call: Call, *, chunk_rows: int) -> Finished:
+    """Run every stage, in order, each over all of its pieces.
+
+    Raises:
+        InvalidInput: the recipe does not fit the records.
+        Refused: `COLUMN_REFUSED`, `RISK_TOO_HIGH` or `INSPECTION_FAILED`; nothing was sealed.
+    """
+    (todo,) = call("start", ["all"])
+    call("treat", [str(unit) for unit in range(todo["units"])])
+    call("settle", todo["leveled"])
+    (weighed,) = call("weigh", ["first"])
+    if weighed["again"]:
+        call("resettle", todo["leveled"])
+        call("weigh", ["again"])
+    call("inspect", todo["outgoing"])
+    call("judge", ["all"])
+    (rows,) = call("cut", ["all"])
+    digests = {}
+    for part, count in rows.items():
+        sealed = call("seal", [f"{part}.{index}" for index in range(-(-count // chunk_rows))])
+        digests[part] = tuple(chunk["digest"] for chunk in sealed)
+    return Finished(rows=rows, digests=digests, staying=tuple(todo["staying"]))
+
+
 def sanitize(
-    raw: Mapping[str, RawTable], recipe: Recipe, *, inspector: Inspector, hold_back: float, seed: int
+    raw: Mapping[str, RawTable],
+    recipe: Recipe,
+    *,
+    inspector: Inspector,
+    hold_back: float,
+    seed: int,
+    secret: bytes = bytes(32),
+    limits: risk.Limits = _NONE,
+    earlier: tuple[Column, ...] = (),
+    unit_rows: int = UNIT_ROWS,
+    block_rows: int = BLOCK_ROWS,
+    chunk_rows: int = 65_536,
 ) -> Sanitized:
-    """Return what `recipe` lets out of `raw`, sealed, its rows in an order that only the raw records give.
+    """Return what `recipe` lets out of tables in memory, sealed, its rows in an order that only the records give.
 
     Args:
         raw: the records that the recipe reads, by name.
         hold_back: share of the rows, from 0 to less than 1, that is sealed apart.
         seed: changes the order of rows; the records' own bytes are its secret part.
+        secret: 32 bytes of the fabric's own.
+        limits: what the risk of the whole must keep to.
+        earlier: quasi-identifiers of earlier releases of the same records.
+        unit_rows, block_rows: how the work is cut; the result does not depend on it.
+        chunk_rows: rows in each sealed chunk.
 
     Raises:
         InvalidInput: the recipe does not fit the records.
-        Refused: `COLUMN_REFUSED` or `INSPECTION_FAILED`; nothing was sealed.
+        Refused: `COLUMN_REFUSED`, `RISK_TOO_HIGH` or `INSPECTION_FAILED`; nothing was sealed.
     """
-    # 1. Join.
-    table, inputs, unmatched = _joined(raw, recipe, inspector)
-    # 2. Treat.
-    treated = apply(recipe, table)
-    # 3. Inspect everything that would leave.
-    notes = _inspected(recipe, treated, inspector, Thresholds())
-    # 4. Shuffle, hold back, seal.
-    made_from = {source for column in recipe.columns for source in (column.source, *column.also_reads)}
-    staying = [name for name in inputs if name not in made_from]
-    train, held_back = _split(treated.subjects, hold_back, np.random.default_rng(_entropy(raw[recipe.records], seed)))
-    return Sanitized(
-        train=_sealed(treated.table, train),
-        held_back=_sealed(treated.table, held_back) if hold_back else None,
-        dictionaries=treated.dictionaries,
-        staying=tuple(staying),
-        versions={name: raw[name].version for name in recipe.sources},
-        report={
-            "recipe": recipe.digest,
-            "recipe_name": recipe.name,
-            "columns": notes,
-            "dropped": len(staying),
-            "unmatched": unmatched,
-            "rows_in": table.num_rows,
-            "rows_out": table.num_rows,
-            "engines": inspector.engine_versions(),
-        },
-    )
-
-
-def _joined(
-    raw: Mapping[str, RawTable], recipe: Recipe, inspector: Inspector
-) -> tuple[pa.Table, list[str], dict[str, int]]:
-    """Return the columns that the recipe reads, the names of all columns there are, and rows without a match."""
+    sources: dict[str, Source] = {}
     for name in recipe.sources:
         if name not in raw:
             message = f"recipe {recipe.name!r} reads the records {name!r}, which are not given"
             raise InvalidInput(Reason.UNKNOWN_RECORDS, message, nearest(name, raw))
-        _check_names(name, raw[name].table.column_names, inspector)
-    inputs = list(raw[recipe.records].table.column_names)
-    for name in recipe.joins:
-        inputs += [f"{name}.{column}" for column in raw[name].table.column_names]
-    schema = dict.fromkeys(inputs, "")
-    recipe.check(schema)
-    table, unmatched = raw[recipe.records].table, {}
-    for name, join in recipe.joins.items():
-        table, unmatched[name] = join_records(table, raw[name], left_key=join.left, right_key=join.right)
-    return table.select(list(recipe.reads())), inputs, unmatched
-
-
-def _check_names(records: str, columns: list[str], inspector: Inspector) -> None:
-    """Refuse a header that is really a row: the names of columns go into statements."""
-    for position, column in enumerate(columns, start=1):
-        if found := inspector.inspect_text(column):
-            raise InvalidInput(
-                Reason.RECORDS_UNREADABLE,
-                f"records {records!r}: the name of column {position} looks like {', '.join(sorted(found))}",
-                "give the file a header line",
-            )
-
-
-def _inspected(recipe: Recipe, treated: Treated, inspector: Inspector, limits: Thresholds) -> list[dict[str, Any]]:
-    """Return a note on each outgoing column, or refuse them all if one may not cross."""
-    subjects = len(np.unique(treated.subjects))
-    if subjects < limits.min_subjects:
-        raise Refused(
-            Reason.COLUMN_REFUSED,
-            f"the records hold {subjects} subjects: rows of fewer than {limits.min_subjects} can be told apart by eye",
-            "sanitize more records at once",
-        )
-    notes, against = [], []
-    for column in recipe.columns:
-        values = treated.table.column(column.name)
-        findings = inspector.inspect_column(column.name, values, also_called=(column.source,))
-        levels = _level_findings(column, treated, inspector)
-        wrong = objections(
-            column,
-            findings,
-            _shape(column, treated),
-            levels=levels,
-            subject_known=bool(recipe.subject),
+        sources[name] = TableSource(raw[name], unit_rows, block_rows)
+    with tempfile.TemporaryDirectory(prefix="fabric-spool-") as folder:
+        spool = Spool(Path(folder), durable=False)
+        spool.prepare()
+        task = Task(
+            recipe=recipe,
+            sources=sources,
+            hold_back=hold_back,
+            seed=seed,
+            secret=secret,
             limits=limits,
+            earlier=earlier,
+            surrogates=Surrogates(Path(folder) / "surrogates.sqlite").draw,
+            chunk_rows=chunk_rows,
         )
-        against += [f"column {column.name!r} (from {column.source!r}): {reason}" for reason in wrong]
-        notes.append(_note(column, treated, findings))
-    if against:
-        raise Refused(Reason.COLUMN_REFUSED, "; ".join(against), "change the recipe; nothing was sealed")
-    return notes
+        bench = Bench(task, spool, lambda: inspector)
+        done = course(lambda stage, items: [do(bench, stage, item) for item in items], chunk_rows=chunk_rows)
+        return Sanitized(
+            train=_part(bench, done, TRAIN),
+            held_back=_part(bench, done, HELD_BACK) if HELD_BACK in done.rows else None,
+            dictionaries=dictionaries(bench),
+            staying=done.staying,
+            versions={name: source.version for name, source in sources.items()},
+            report=report(bench),
+        )
 
 
-def _level_findings(column: Column, treated: Treated, inspector: Inspector) -> ColumnFindings | None:
-    if not is_code(column):
-        return None
-    levels = treated.dictionaries.get(column.name, ())[2:]  # after "other" and "missing"
-    hits = Counter(entity for level in levels for entity in inspector.inspect_text(level))
-    return ColumnFindings(entities={e: (n, 0) for e, n in hits.items()}, distinct=len(levels), cells=len(levels))
+def dictionaries(bench: Bench) -> dict[str, tuple[str, ...]]:
+    """Return for each column of codes the level behind each code; for the private zone alone."""
+    found = {}
+    for column in bench.task.recipe.columns:
+        if column.leveled and not isinstance(column.treatment, Pseudonymise):
+            found[column.name] = tuple(bench.dictionary(column.name))
+    return found
 
 
-def _shape(column: Column, treated: Treated) -> Shape:
-    cells: Reals = treated.table.column(column.name).to_numpy().astype(np.float64)
-    known = ~np.isnan(cells)
-    values, places = np.unique(cells[known], return_inverse=True)
-    people = int(treated.subjects.max()) + 1
-    holders = len(np.unique(places.astype(np.int64) * people + treated.subjects[known]))
-    span = float(values[-1] - values[0]) if len(values) else 0.0
-    fine = isinstance(column.treatment, Keep | Clip)
-    written = [np.format_float_positional(value, trim="-") for value in values] if fine else []
-    return Shape(
-        distinct=len(values),
-        holders=holders,
-        steps=round(span / (treated.notes[column.name].grain or 1.0)),
-        decimals=max((len(text.partition(".")[2]) for text in written), default=0),
-    )
-
-
-def _note(column: Column, treated: Treated, findings: ColumnFindings) -> dict[str, Any]:
-    note = treated.notes[column.name]
+def report(bench: Bench) -> dict[str, Any]:
+    """Return what was done, for the statement: counts, digests, names and words of ours."""
+    task, weighed = bench.task, bench.weighed()
+    units = [bench.facts("treat", str(unit)) for unit in range(len(bench.main.units))]
+    columns = [_column_note(bench, outgoing) for outgoing in task.recipe.outgoing]
+    coverage = bench.inspector.coverage()
+    staying = bench.facts("start", "all")["staying"]
     return {
-        "name": column.name,
+        "recipe": task.recipe.digest,
+        "recipe_name": task.recipe.name,
+        "columns": columns,
+        "dropped": len(staying),
+        "unmatched": {name: sum(unit["unmatched"][name] for unit in units) for name in task.recipe.joins},
+        "rows_in": bench.rows,
+        "rows_out": bench.rows - weighed["suppressed"],
+        "suppressed": weighed["suppressed"],
+        "quasi_identifiers": [name for name in weighed["quasi"] if name not in bench.phantoms],
+        "risk": weighed["risk"],
+        "risk_limits": bench.limits.to_json(),
+        "inspection": {
+            "fast": sorted(coverage.fast),
+            "slow": sorted(coverage.slow),
+            "audited": sum(bench.facts("inspect", name)["findings"]["audited"] for name in task.recipe.outgoing),
+        },
+        "engines": bench.inspector.engine_versions(),
+    }
+
+
+def _column_note(bench: Bench, outgoing: str) -> dict[str, Any]:
+    column = bench.column_of(outgoing)
+    note, found = bench.note_of(column), bench.facts("inspect", outgoing)
+    said: dict[str, Any] = {
+        "name": outgoing,
         "from": column.source,
         "treatment": column.action,
         "why": note.why,
         "role": column.role.value,
-        "type": str(treated.table.schema.field(column.name).type),
+        "type": bench.type_of(outgoing),
         "levels": note.levels,
         "nulls": note.nulls,
         "clipped": note.clipped,
         "folded": note.folded,
-        "distinct": findings.distinct,
-        "findings": findings.to_json(),
+        "distinct": found["distinct"],
+        "findings": bench.findings(outgoing).to_json(),
     }
+    return said | {name: value for name in ("epsilon", "tokens") if (value := getattr(note, name))}
 
 
-def _entropy(records: RawTable, seed: int) -> list[int]:
-    """Return what seeds the order: nobody who lacks the raw bytes can put the rows back in the records' order."""
-    if seed < 0:
-        raise InvalidInput(Reason.CONFIG_INVALID, "the seed is negative", "use 0 or more")
-    return [seed, *np.frombuffer(records.order_key, dtype=np.uint32).tolist()]
-
-
-def _split(subjects: Ints, hold_back: float, random: np.random.Generator) -> tuple[Ints, Ints]:
-    """Return the shuffled rows of the two parts; no subject is in both."""
-    if not 0 <= hold_back < 1:
-        raise InvalidInput(Reason.CONFIG_INVALID, "hold_back is not a share", "use 0 to less than 1")
-    names, place, counts = np.unique(subjects, return_inverse=True, return_counts=True)
-    order = random.permutation(len(names))
-    held = np.zeros(len(names), dtype=bool)
-    held[order[np.cumsum(counts[order]) <= round(hold_back * len(subjects))]] = True
-    rows = random.permutation(len(subjects))
-    aside = held[place][rows]
-    if hold_back and not (aside.any() and not aside.all()):
-        raise InvalidInput(
-            Reason.CONFIG_INVALID, "hold_back leaves one part without rows", "hold back a larger or smaller share"
-        )
-    return rows[~aside], rows[aside]
-
-
-def _sealed(table: pa.Table, rows: Ints) -> Part:
-    schema = {name: str(table.schema.field(name).type) for name in table.column_names}
-    return Part(chunks=seal(table.take(pa.array(rows))), rows=len(rows), columns=schema)
+def _part(bench: Bench, done: Finished, part: str) -> Part:
+    return Part(
+        chunks=tuple(bench.spool.sealed(part, index).read_bytes() for index in range(len(done.digests[part]))),
+        rows=done.rows[part],
+        columns={name: bench.type_of(name) for name in bench.task.recipe.outgoing},
+    )

@@ -9,35 +9,75 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from decimal import Decimal
 from enum import StrEnum
 from typing import Annotated, Any, TypeVar
 
-from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from fabric.artifacts import digest_of
 from fabric.errors import InvalidInput, Reason, nearest
+from sanitize.treatments import (
+    CLOSED,
+    TREATMENTS,
+    Age,
+    Bin,
+    Clip,
+    Duration,
+    Encode,
+    Grid,
+    Keep,
+    Number,
+    Perturb,
+    Prefix,
+    Pseudonymise,
+    Redact,
+    Round,
+    Text,
+    Treatment,
+    Vectorise,
+    Year,
+    require,
+)
+
+__all__ = [
+    "TREATMENTS",
+    "Age",
+    "Bin",
+    "Clip",
+    "Column",
+    "Duration",
+    "Encode",
+    "Grid",
+    "Join",
+    "Keep",
+    "Perturb",
+    "Prefix",
+    "Pseudonymise",
+    "Recipe",
+    "Redact",
+    "RiskTable",
+    "Role",
+    "Round",
+    "Treatment",
+    "Vectorise",
+    "Year",
+    "column_of",
+    "parse_recipe",
+]
 
 _TOKEN = re.compile(r"[a-z][a-z0-9_]{0,62}\Z")
-_CLOSED = ConfigDict(extra="forbid")
 _MAX_COLUMNS = 1_000
+_LONGEST_WHY = 500
 _UNKNOWN_KEY = ("unexpected_keyword_argument", "extra_forbidden")
 _TOKEN_HINT = "use a lower-case letter, then up to 62 lower-case letters, digits or '_'"  # noqa: S105 - a column name
 
+_NUMBERS = ("to", "low", "high", "edges", "epsilon")
+
 _T = TypeVar("_T")
-
-
-def _number(value: object) -> object:
-    if not isinstance(value, int | Decimal):
-        raise ValueError("not a number")
-    return value
-
-
-_Number = Annotated[Decimal, Field(max_digits=18), BeforeValidator(_number)]
-_Text = Annotated[str, Field(min_length=1, max_length=200)]
 
 
 class Role(StrEnum):
@@ -49,117 +89,37 @@ class Role(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Keep:
-    """Numbers and booleans as they are."""
-
-    __pydantic_config__ = _CLOSED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Round:
-    """Numbers to the nearest multiple of `to`, first held within `low` and `high` where given."""
-
-    __pydantic_config__ = _CLOSED
-    to: _Number
-    low: _Number | None = None
-    high: _Number | None = None
-
-    def __post_init__(self) -> None:
-        _require(self.to > 0, "round needs a positive `to`")
-        _require(self.low is None or self.high is None or self.low < self.high, "`low` must be below `high`")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Clip:
-    """Numbers held within `low` and `high`."""
-
-    __pydantic_config__ = _CLOSED
-    low: _Number
-    high: _Number
-
-    def __post_init__(self) -> None:
-        _require(self.low < self.high, "`low` must be below `high`")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Bin:
-    """The number of the interval between `edges`: 0 missing, 1 below the first edge, and so on."""
-
-    __pydantic_config__ = _CLOSED
-    edges: Annotated[tuple[_Number, ...], Field(min_length=1, max_length=100)]
-
-    def __post_init__(self) -> None:
-        _require(all(a < b for a, b in zip(self.edges, self.edges[1:], strict=False)), "`edges` must rise")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Year:
-    """The year of a date."""
-
-    __pydantic_config__ = _CLOSED
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Age:
-    """Whole years from a birth date to `at`, a column or a literal date; 90 stands for every age over 89.
-
-    HIPAA 164.514(b)(2)(i)(C).
-    """
-
-    __pydantic_config__ = _CLOSED
-    at: _Text | date
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Duration:
-    """Minutes from one time to the column `until`, to the nearest multiple of `to`."""
-
-    __pydantic_config__ = _CLOSED
-    until: _Text
-    to: _Number = Decimal(1)
-
-    def __post_init__(self) -> None:
-        _require(self.to > 0, "duration needs a positive `to`")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Encode:
-    """Codes for levels: 0 other, 1 missing, then one for each level that at least `min_count` subjects share.
-
-    The dictionary stays inside. 11 is the usual smallest cell of public health releases.
-    """
-
-    __pydantic_config__ = _CLOSED
-    min_count: Annotated[int, Field(ge=2, strict=True)] = 11
-
-
-Treatment = Keep | Round | Clip | Bin | Year | Age | Duration | Encode
-
-TREATMENTS: Mapping[str, type[Treatment]] = {
-    "keep": Keep,
-    "round": Round,
-    "clip": Clip,
-    "bin": Bin,
-    "year": Year,
-    "age": Age,
-    "duration": Duration,
-    "encode": Encode,
-}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """One outgoing column: its name, the column it comes from, what is done to it, what it is for."""
+    """What is made of one column: under which name, by which treatment, what for.
+
+    Attributes:
+        why: why the purpose needs it (data minimisation); may be empty.
+    """
 
     name: str
     source: str
     treatment: Treatment
     role: Role
+    why: str = ""
 
     @property
     def action(self) -> str:
         """Return the treatment's name, as a recipe writes it."""
         return type(self.treatment).__name__.lower()
+
+    @property
+    def outgoing(self) -> tuple[str, ...]:
+        """Return the names of the columns that it becomes in the matrix."""
+        if isinstance(self.treatment, Vectorise):
+            return tuple(f"{self.name}_{place}" for place in range(self.treatment.size))
+        return (self.name,)
+
+    @property
+    def leveled(self) -> bool:
+        """Say whether its numbers stand for levels, and are settled when the levels of all rows are known."""
+        if isinstance(self.treatment, Pseudonymise):
+            return self.treatment.by == "random"
+        return isinstance(self.treatment, Encode | Prefix | Redact)
 
     @property
     def also_reads(self) -> tuple[str, ...]:
@@ -173,14 +133,44 @@ class Column:
         values = {f.name: getattr(self.treatment, f.name) for f in fields(self.treatment)}
         return {name: _plain(value) for name, value in values.items() if value is not None}
 
+    def to_json(self) -> dict[str, Any]:
+        """Return the column as JSON values without floats."""
+        named = {"name": self.name, "from": self.source, "treatment": self.action, "role": self.role.value}
+        return {**named, **self.settings(), **({"why": self.why} if self.why else {})}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Join:
     """Other records whose columns are joined in, prefixed `<records>.`, where `left` equals their `right`."""
 
-    __pydantic_config__ = _CLOSED
-    left: _Text
-    right: _Text
+    __pydantic_config__ = CLOSED
+    left: Text
+    right: Text
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RiskTable:
+    """What the owner asks of the matrix as a whole; the fabric's own limits hold besides.
+
+    Attributes:
+        k: subjects that must share every combination of quasi-identifiers (Sweeney, k-anonymity, 2002).
+        l: values of each sensitive column among them (Machanavajjhala et al., l-diversity, 2007).
+        t: how far their values may be from everybody's (Li et al., t-closeness, 2007); None asks nothing.
+        suppress: share of the rows that may be left out to get there.
+        sensitive: outgoing columns that must not be learnt of a subject.
+    """
+
+    __pydantic_config__ = CLOSED
+    k: Annotated[int, Field(ge=2, strict=True)] = 1
+    l: Annotated[int, Field(ge=1, strict=True)] = 1  # noqa: E741 - the literature's name
+    t: Annotated[Number, Field(ge=0, le=1)] | None = None
+    suppress: Annotated[Number, Field(ge=0, le=Decimal("0.2"))] = Decimal(0)
+    sensitive: tuple[Text, ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as JSON values, shares as text."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: _plain(value) for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -188,6 +178,8 @@ class Recipe:
     """What may leave, for which purpose.
 
     Attributes:
+        preset: rules of a law that the recipe is to keep; `sanitize.presets` checks them. May be empty.
+        identifiers: for each category of a preset the columns of the records that hold it.
         subject: column that says whose row it is; empty means that every row is another subject. Small cells and
             near-unique values are counted over subjects, and a subject is never split between training and held-back
             rows.
@@ -198,6 +190,9 @@ class Recipe:
     records: str
     subject: str = ""
     joins: Mapping[str, Join] = field(default_factory=dict)
+    preset: str = ""
+    identifiers: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    risk: RiskTable = field(default_factory=RiskTable)
     columns: tuple[Column, ...]
 
     def __post_init__(self) -> None:
@@ -207,12 +202,29 @@ class Recipe:
                 f"recipe {self.name!r} lets no column out",
                 "declare each column that may leave as [columns.<name>]",
             )
-        for column in self.columns:
-            _require(bool(_TOKEN.match(column.name)), f"the outgoing name {column.name!r} is not a token", _TOKEN_HINT)
-        _require(len(self.columns) <= _MAX_COLUMNS, f"more than {_MAX_COLUMNS} columns")
-        _require(len({c.name for c in self.columns}) == len(self.columns), "two columns share a name")
-        _require(sum(c.role is Role.TARGET for c in self.columns) <= 1, "more than one column has the role target")
-        _require(self.records not in self.joins, "the records are joined with themselves")
+        names = self.outgoing
+        require(len(names) <= _MAX_COLUMNS, f"more than {_MAX_COLUMNS} columns")
+        for name in names:
+            require(bool(_TOKEN.match(name)), f"the outgoing name {name!r} is not a token", _TOKEN_HINT)
+        require(len({*names}) == len(names), "two columns share a name")
+        targets = [column for column in self.columns if column.role is Role.TARGET]
+        require(len(targets) <= 1, "more than one column has the role target")
+        for column in targets:
+            text = isinstance(column.treatment, Vectorise | Redact)
+            require(not text, f"the target {column.name!r} is not one number", "predict another column")
+        for name in self.risk.sensitive:
+            require(name in names, f"[risk] names the column {name!r}, which does not leave", nearest(name, names))
+        require(self.records not in self.joins, "the records are joined with themselves")
+
+    @property
+    def outgoing(self) -> tuple[str, ...]:
+        """Return the names of the matrix's columns, in order."""
+        return tuple(name for column in self.columns for name in column.outgoing)
+
+    @property
+    def sensitive(self) -> tuple[str, ...]:
+        """Return the outgoing columns that must not be learnt of a subject: those of [risk], else the target."""
+        return self.risk.sensitive or tuple(column.name for column in self.columns if column.role is Role.TARGET)
 
     @property
     def digest(self) -> str:
@@ -245,16 +257,19 @@ class Recipe:
 
     def to_json(self) -> dict[str, Any]:
         """Return the recipe as JSON values without floats; columns are a list, because their order is the matrix's."""
+        asked = {
+            "preset": self.preset,
+            "identifiers": {name: list(columns) for name, columns in self.identifiers.items()},
+            "risk": self.risk.to_json() if self.risk != RiskTable() else {},
+        }
         return {
             "name": self.name,
             "purpose": self.purpose,
             "records": self.records,
             "subject": self.subject,
             "join": {name: {"left": j.left, "right": j.right} for name, j in self.joins.items()},
-            "columns": [
-                {"name": c.name, "from": c.source, "treatment": c.action, "role": c.role.value, **c.settings()}
-                for c in self.columns
-            ],
+            "columns": [column.to_json() for column in self.columns],
+            **{name: value for name, value in asked.items() if value},
         }
 
 
@@ -262,12 +277,15 @@ class Recipe:
 class _File:
     """The tables and keys of a recipe's file."""
 
-    __pydantic_config__ = _CLOSED
-    name: _Text
-    purpose: _Text
-    records: _Text
+    __pydantic_config__ = CLOSED
+    name: Text
+    purpose: Text
+    records: Text
     subject: str = ""
     join: dict[str, Join] = field(default_factory=dict)
+    preset: Text = ""
+    identifiers: dict[str, tuple[Text, ...]] = field(default_factory=dict)
+    risk: RiskTable = field(default_factory=RiskTable)
     columns: dict[str, dict[str, Any]] = field(default_factory=dict)
 
 
@@ -289,6 +307,9 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
             records=read.records,
             subject=read.subject,
             joins=read.join,
+            preset=read.preset,
+            identifiers=read.identifiers,
+            risk=read.risk,
             columns=tuple(_column(name, table, f"{source}: [columns.{name}]") for name, table in read.columns.items()),
         )
     except InvalidInput as wrong:
@@ -299,16 +320,32 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
 def _column(name: str, table: Mapping[str, Any], where: str) -> Column:
     wanted = {key: table.get(key) for key in ("from", "treatment", "role")}
     for key, value in wanted.items():
-        _require(isinstance(value, str) and bool(value), f"{where} needs {key!r} as text")
+        require(isinstance(value, str) and bool(value), f"{where} needs {key!r} as text")
     kind, role = str(wanted["treatment"]), str(wanted["role"])
-    _require(kind in TREATMENTS, f"{where} has the unknown treatment {kind!r}", nearest(kind, TREATMENTS))
+    require(kind in TREATMENTS, f"{where} has the unknown treatment {kind!r}", nearest(kind, TREATMENTS))
     roles = [r.value for r in Role]
-    _require(role in roles, f"{where} has the unknown role {role!r}", nearest(role, roles))
-    settings = {key: value for key, value in table.items() if key not in wanted}
-    treatment = _validate(TREATMENTS[kind], settings, where, also_known=tuple(wanted))
+    require(role in roles, f"{where} has the unknown role {role!r}", nearest(role, roles))
+    why = table.get("why", "")
+    require(isinstance(why, str) and len(why) <= _LONGEST_WHY, f"{where} needs 'why' as a short text")
+    settings = {key: value for key, value in table.items() if key not in (*wanted, "why")}
+    treatment = _validate(TREATMENTS[kind], settings, where, also_known=(*wanted, "why"))
     if isinstance(treatment, Age) and isinstance(treatment.at, str):
-        treatment = Age(at=_as_date(treatment.at))
-    return Column(name=name, source=str(wanted["from"]), treatment=treatment, role=Role(role))
+        treatment = replace(treatment, at=_as_date(treatment.at))
+    return Column(name=name, source=str(wanted["from"]), treatment=treatment, role=Role(role), why=why)
+
+
+def column_of(definition: Mapping[str, Any]) -> Column:
+    """Return the column that `Column.to_json` told of.
+
+    Raises:
+        InvalidInput: `RECIPE_INVALID`.
+    """
+    table = {key: _decimal(value) if key in _NUMBERS else value for key, value in definition.items() if key != "name"}
+    return _column(str(definition.get("name")), table, "an earlier release")
+
+
+def _decimal(value: Any) -> Any:
+    return [Decimal(each) for each in value] if isinstance(value, list) else Decimal(value)
 
 
 def _as_date(text: str) -> str | date:
@@ -325,11 +362,11 @@ def _validate(kind: type[_T], raw: Mapping[str, Any], where: str, *, also_known:
     except InvalidInput as wrong:
         raise InvalidInput(wrong.reason, f"{where}: {wrong.message}", wrong.hint) from None
     except ValidationError as wrong:
-        errors = wrong.errors(include_input=False, include_url=False, include_context=False)
+        errors = wrong.errors(include_input=False, include_url=False)
         first = min(
             errors, key=lambda error: error["type"] not in _UNKNOWN_KEY
         )  # a misspelt key explains a missing one
-        holder: Any = Join if len(first["loc"]) == 3 else kind
+        holder: Any = _INNER.get(str(first["loc"][0]), kind) if len(first["loc"]) > 1 else kind
         raise _told(first, where, [*(f.name for f in fields(holder)), *also_known]) from None
 
 
@@ -338,12 +375,12 @@ def _told(first: ErrorDetails, where: str, known: list[str]) -> InvalidInput:
     if first["type"] in _UNKNOWN_KEY:
         hint = nearest(str(first["loc"][-1]), known)
         return InvalidInput(Reason.UNKNOWN_KEY, f"{where}: unknown key {place!r}", hint)
-    return InvalidInput(Reason.RECIPE_INVALID, f"{where}: {place!r} is missing or of the wrong kind ({first['type']})")
+    message = f"{where}: {place!r} is missing or of the wrong kind ({first['type']})"
+    asked = first.get("ctx", {}).get("expected", "") if first["type"] == "literal_error" else ""
+    return InvalidInput(Reason.RECIPE_INVALID, message, f"Allowed: {asked}." if asked else "")
 
 
-def _require(holds: bool, message: str, hint: str = "") -> None:
-    if not holds:
-        raise InvalidInput(Reason.RECIPE_INVALID, message, hint)
+_INNER: Mapping[str, type] = {"join": Join, "risk": RiskTable}
 
 
 def _plain(value: object) -> object:

@@ -3,13 +3,17 @@
 Presidio cannot tell a record number from an amount, so three more things speak against a column: its name, its shape,
 and what is known of its levels. Each can only make the column's fate stricter. The rule, in order:
 
-1. A column named after a direct identifier crosses under no treatment; a birth date only as an age or in bins.
+1. A column named after a direct identifier crosses under no treatment but the one that is made for it: postcodes by
+   prefix, coordinates on a grid, anything as a pseudonym; a birth date only as an age or in bins. A key by which
+   records are joined, or that says whose row it is, crosses only as codes or pseudonyms.
 2. Any finding on any value refuses the column. Only PHONE_NUMBER needs more: some plain amounts read as phone numbers
-   of some country, so it must cover a share of the distinct values.
+   of some country, so it must cover a share of the distinct values. What is found only when a number is spelt in
+   another way (zeros in front, a date without dashes, seconds since 1970) must cover half of them.
 3. A value that few subjects share names them: too few subjects with a value, values that are nearly one to a subject,
    whole numbers far apart (record numbers, code systems), reals with many decimals (coordinates) are refused.
 4. Codes cross, but a level that is itself an identifier makes its code a pseudonym: refused, unless the recipe names
    the subject and each level is shared by many of them.
+5. Pseudonyms are drawn by lot or by a key: what they look like says nothing.
 """
 
 from __future__ import annotations
@@ -18,16 +22,18 @@ import re
 from dataclasses import dataclass
 
 from sanitize.inspection import ColumnFindings
-from sanitize.recipe import Age, Bin, Clip, Column, Encode, Keep
+from sanitize.recipe import Age, Bin, Clip, Column, Encode, Grid, Keep, Prefix, Pseudonymise
 
 _DIRECT = frozenset(
     {
         *("account", "iban", "ssn", "sin", "nino", "nhs", "mbi", "mrn", "npi", "id", "uuid"),
         *("passport", "license", "licence", "drivers", "dl"),
         *("name", "surname", "maiden", "email", "phone", "telephone", "fax", "url", "ip"),
-        *("address", "zip", "zipcode", "postcode", "fips", "lat", "latitude", "lon", "lng", "longitude"),
+        *("address", "fips"),
     }
 )
+_POSTCODES = frozenset({"zip", "zipcode", "postcode", "postal"})
+_COORDINATES = frozenset({"lat", "latitude", "lon", "lng", "longitude"})
 _BIRTH = frozenset({"birth", "birthdate", "birthday", "dob"})
 _WORD = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]+")
 _WAY_OUT = "round or bin it more coarsely, or leave it inside"
@@ -74,12 +80,14 @@ class Shape:
         holders: distinct pairs of a value and a subject that has it.
         steps: steps of the column's grain between its lowest and highest value.
         decimals: most digits after the point in any value.
+        key: records are joined by it, it says whose row it is, or its values are those of another table's key.
     """
 
     distinct: int
     holders: int
     steps: int
     decimals: int
+    key: bool = False
 
 
 def objections(
@@ -97,6 +105,8 @@ def objections(
         findings: in the outgoing values.
         levels: findings in the levels behind the codes of an encoded column.
     """
+    if isinstance(column.treatment, Pseudonymise):
+        return ()
     against = [*_named(column), *_found(findings, limits)]
     if levels is not None:
         return (*against, *_leveled(levels, subject_known, limits))
@@ -105,8 +115,13 @@ def objections(
 
 def _named(column: Column) -> list[str]:
     words = {word.lower() for word in _WORD.findall(column.source.rsplit(".", 1)[-1])}
-    if words & _DIRECT:
-        return [f"{column.source!r} is named after a direct identifier ({', '.join(sorted(words & _DIRECT))})"]
+    for direct, cure, way_out in (
+        (_DIRECT, None, "leave it inside, or pseudonymise it"),
+        (_POSTCODES, Prefix, "use the treatment prefix"),
+        (_COORDINATES, Grid, "use the treatment grid"),
+    ):
+        if (found := words & direct) and not (cure and isinstance(column.treatment, cure)):
+            return [f"{column.source!r} is named after a direct identifier ({', '.join(sorted(found))}); {way_out}"]
     if words & _BIRTH and not isinstance(column.treatment, Age | Bin):
         return [f"{column.source!r} is named after a birth date; use the treatment age"]
     return []
@@ -119,6 +134,9 @@ def _found(findings: ColumnFindings, limits: Thresholds) -> list[str]:
         chance = hits < limits.phone_count or hits < limits.phone_share * findings.distinct
         if not (entity == "PHONE_NUMBER" and chance):
             against.append(f"{hits:,} of {findings.distinct:,} distinct values look like {entity}")
+    for entity, hits in findings.respelled.items():
+        if hits >= max(limits.phone_count, limits.level_share * findings.distinct):
+            against.append(f"{hits:,} of {findings.distinct:,} distinct values look like {entity}, spelt otherwise")
     return against
 
 
@@ -128,6 +146,8 @@ def _shaped(column: Column, shape: Shape, limits: Thresholds) -> list[str]:
     if shape.holders < limits.min_holders:
         return [f"only {shape.holders} subjects have a value"]
     against = []
+    if shape.key:
+        against.append("it is a key that joins records; leave it inside, or pseudonymise it")
     fine = isinstance(column.treatment, Keep | Clip)
     many = shape.distinct > limits.unique_share * shape.holders
     if many and (fine or shape.steps > limits.steps or shape.distinct == shape.holders):
@@ -150,4 +170,4 @@ def _leveled(levels: ColumnFindings, subject_known: bool, limits: Thresholds) ->
 
 def is_code(column: Column) -> bool:
     """Say whether the column crosses as codes of our own making, whose size says nothing."""
-    return isinstance(column.treatment, Encode | Bin)
+    return isinstance(column.treatment, Encode | Bin | Prefix)

@@ -306,7 +306,7 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing(tmp_path):
     before = _demo_folders()
     env = {**_clean(), "XDG_STATE_HOME": str(tmp_path)}
     demo = subprocess.Popen(
-        [str(BIN / "fabric"), "demo", "--rows", "800"], cwd=tmp_path, env=env,
+        [str(BIN / "fabric"), "demo", "--rows", "1000"], cwd=tmp_path, env=env,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     marker = None
