@@ -275,7 +275,7 @@ class Inspector:
             for entity, (strong, weak) in found.entities.items():
                 hits = strong + weak
                 enough = max(_TOLERATED_HITS, tolerated.get(entity, 0.0) * found.distinct)
-                if entity not in tolerated or (hits >= enough):
+                if entity not in tolerated or (whole and hits >= enough):
                     return Objection(entity=entity, hits=hits, read=found.distinct)
         return None
 

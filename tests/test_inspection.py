@@ -447,7 +447,7 @@ def test_a_clean_column_has_no_objection_and_odd_phone_numbers_are_none(inspecto
 
 
 def test_a_head_of_odd_phone_numbers_is_no_objection_to_the_whole(inspector):
-    head = [f"425-882-{n}" for n in range(9_000, 9_020)]
+    head = [f"(425) 882-{n}" for n in range(9_000, 9_020)]
     column = pa.array([*head, *(f"ward {n}" for n in range(600))])
     assert inspector.first_objection("x", column.slice(0, 30)) is not None
     assert inspector.first_objection("x", column) is None
