@@ -155,6 +155,7 @@ class Border:
                 artifact="matrix" if statement.predicate["part"] == "matrix" else "held-back",
                 expired=now >= statement.expires_at,
                 statement_purpose=cargo.matrix.purpose,
+                keyed_tokens=sum(note.get("tokens") == "hmac" for note in cargo.matrix.columns.values()),
                 text_columns=sum(note["type"] not in NUMBER_TYPES for note in cargo.matrix.columns.values()),
             )
         ]

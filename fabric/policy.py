@@ -42,6 +42,7 @@ class MoveRequest:
         inspected: whether a trusted statement says that it was inspected.
         statement_purpose: the purpose that the statement names.
         text_columns: how many of its columns hold text.
+        keyed_tokens: how many of its columns hold pseudonyms computed from values by key.
     """
 
     person: str
@@ -54,6 +55,7 @@ class MoveRequest:
     expired: bool
     statement_purpose: str
     text_columns: int = 0
+    keyed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -210,4 +212,5 @@ def _context(request: RunRequest | MoveRequest) -> dict[str, Any]:
         "expired": request.expired,
         "statement_purpose": request.statement_purpose,
         "text_columns": request.text_columns,
+        "keyed_tokens": request.keyed_tokens,
     }

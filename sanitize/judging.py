@@ -132,7 +132,8 @@ def judge(bench: Bench, _: str) -> Facts:
         raise Refused(
             Reason.RISK_TOO_HIGH,
             f"together the columns {', '.join(weighed['quasi'])} single people out: {'; '.join(weighed['against'])}",
-            "; or ".join(weighed["ways"]) or "make the quasi-identifiers coarser, or leave one inside",
+            "; or ".join(weighed["ways"])
+            or "make the quasi-identifiers coarser, the sensitive columns finer, or leave one inside",
         )
     return {}
 

@@ -77,7 +77,7 @@ class Order:
     def digest(self) -> str:
         """Return 32 hex digits that two orders share if the second can go on where the first stopped."""
         same = {
-            "records": {name: str(path) for name, path in self.records.items()},
+            "records": {name: [str(path), *map(str, identity(path))] for name, path in self.records.items()},
             "recipe": self.recipe.digest,
             "hold_back": str(self.hold_back),
             "seed": self.seed,
@@ -177,7 +177,7 @@ class Sanitizer:
         """
         order, releases = self.order, Releases(self.order.releases)
         subjects = subjects_of(bench)
-        if against := releases.check(subjects, list(order.records), bench.limits.k):
+        if against := releases.check(subjects, order.recipe.sources, bench.limits.k):
             raise Refused(
                 Reason.RISK_TOO_HIGH, "; ".join(against), "release the same subjects as before, or many others besides"
             )
@@ -188,7 +188,7 @@ class Sanitizer:
             records=_inputs(bench, key),
             recipe=order.recipe.digest,
             purpose=order.recipe.purpose,
-            quasi=tuple(column.to_json() for column in order.recipe.columns if column.name in quasi),
+            quasi=tuple(column.to_json() for column in order.recipe.columns if quasi & {*column.outgoing}),
             rows=finished.rows[TRAIN],
             sequence=order.sequence,
         )

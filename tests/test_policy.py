@@ -67,6 +67,17 @@ TABLE = [
     (replace(MOVE, inspected=False), False, "move.uninspected"),
     (replace(MOVE, expired=True), False, "move.expired"),
     (replace(MOVE, text_columns=1), False, "move.text"),
+    (replace(MOVE, keyed_tokens=1), False, "move.tokens"),
+    (
+        replace(MOVE, keyed_tokens=1, labels=replace(LABELS, data_classification=Classification.CONFIDENTIAL)),
+        False,
+        "move.tokens",
+    ),
+    (
+        replace(MOVE, keyed_tokens=1, labels=replace(LABELS, data_classification=Classification.INTERNAL)),
+        True,
+        "move.public",
+    ),
     (replace(MOVE, statement_purpose="research"), False, "move.purpose"),
     (replace(MOVE, zone=EDGE), False, "default.deny"),
     (replace(MOVE, justification=""), False, "public.justified"),
