@@ -7,14 +7,18 @@ import hashlib
 import numpy as np
 import pyarrow as pa
 
-from fabric.errors import InvalidInput, Reason
+from fabric.errors import InvalidInput, Reason, Refused
 from sanitize.bench import SUBJECT, Bench, Facts, Values
 from sanitize.ordering import derived, mixed
 from sanitize.presets import check_preset
+from sanitize.recipe import Bin, Clip, Keep, Recipe, Round
 from sanitize.settling import check_levels
 from sanitize.sources import Source
 from sanitize.task import joined, wanted
 from sanitize.treatment import Made, Secrets, make
+from sanitize.treatments import Grid, Perturb
+
+_READINGS = Keep | Round | Clip | Bin | Grid | Perturb
 
 
 def start(bench: Bench, _: str) -> Facts:
@@ -25,6 +29,7 @@ def start(bench: Bench, _: str) -> Facts:
     for source in bench.task.sources.values():
         _check_names(bench, source)
     recipe.check(dict.fromkeys(inputs, ""))
+    _check_readings(recipe)
     if recipe.preset:
         check_preset(recipe, inputs)
     made_from = {source for column in recipe.columns for source in (column.source, *column.also_reads)}
@@ -35,6 +40,20 @@ def start(bench: Bench, _: str) -> Facts:
         "outgoing": list(recipe.outgoing),
         "staying": [name for name in inputs if name not in made_from],
     }
+
+
+def _check_readings(recipe: Recipe) -> None:
+    """Refuse a number that leaves in more than one way: put side by side, coarse readings make a fine one."""
+    coarse = [column for column in recipe.columns if isinstance(column.treatment, _READINGS)]
+    for column in coarse:
+        same = [other.name for other in coarse if other.source == column.source]
+        if len(same) > 1:
+            raise Refused(
+                Reason.COLUMN_REFUSED,
+                f"the columns {', '.join(map(repr, same))} are all made from {column.source!r}: together they tell "
+                "more of it than each",
+                "make one column of it",
+            )
 
 
 def _check_names(bench: Bench, source: Source) -> None:

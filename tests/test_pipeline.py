@@ -148,6 +148,21 @@ def test_a_share_that_leaves_a_part_empty_is_refused(inspector, share):
     refusal(inspector, KEEP, raw(a=[1] * ROWS), reason=Reason.CONFIG_INVALID, hold_back=share)
 
 
+@pytest.mark.parametrize(
+    "second", ["treatment = 'keep'", "treatment = 'bin'\nedges = [3]", "treatment = 'round'\nto = 7"]
+)
+def test_a_number_that_leaves_in_two_ways_is_refused(inspector, second):
+    recipe = recipe_of(x="from = 'a'\ntreatment = 'bin'\nedges = [10, 50]", y=f"from = 'a'\n{second}")
+    assert "'x', 'y'" in refusal(inspector, recipe, raw(a=np.arange(ROWS) % 60)).message
+
+
+def test_a_number_shifted_back_by_a_difference_of_times_is_refused(inspector):
+    start = np.zeros(ROWS, dtype="datetime64[s]")
+    ids = RANDOM.choice(9_000_000, ROWS, replace=False) + 1_000_000
+    recipe = recipe_of(x="from = 'a'\ntreatment = 'duration'\nuntil = 'b'")
+    refusal(inspector, recipe, raw(a=start, b=start + (ids * 60).astype("timedelta64[s]")))
+
+
 # --- what leaves
 
 
