@@ -21,7 +21,7 @@ from sanitize.reading import read_records
 from sanitize.recipe import Age, Bin, Join, Prefix, Role, Round, parse_recipe
 from sanitize.suggest import suggest
 
-SYNTHEA = Path("/work/shared/data/synthea")
+SYNTHEA = Path(__file__).parents[2] / "shared" / "data" / "synthea"
 TODAY = date(2026, 1, 1)
 
 
