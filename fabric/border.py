@@ -15,25 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
+from fabric.approvals import Approvals, Question
 from fabric.artifacts import digest
 from fabric.crossing import CAPSULE, CAPSULE_TYPE, GRANT_TYPE, Cargo, Carrier, Crossing, SealedCapsule
+from fabric.egress import matrix_request, question_of
 from fabric.errors import FabricError, Reason, Refused
-from fabric.labels import Labels, most_restrictive
+from fabric.labels import Labels
 from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
-from fabric.policy import Decision, MoveRequest, Policy
+from fabric.policy import Decision, Policy
+from fabric.requests import MoveRequest
 from fabric.statements import PublicKey, Signed, SigningKey, Statement, sign, timestamp, verify
 from fabric.verification import Receipt
 from fabric.zones import Zone, ZoneKind
 
 MAX_PARAMETER_BYTES = 16 * 1024
-NUMBER_TYPES = frozenset(
-    {"bool", "double", "float", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,6 +61,7 @@ class Border:
     Attributes:
         releasing: told of a matrix before it leaves the private zone; refuses one that was checked before another
             release of the same records crossed.
+        approvals: by second persons, for rules that ask for one.
     """
 
     home_zone: Zone
@@ -72,10 +73,21 @@ class Border:
     clock: Callable[[], datetime]
     new_id: Callable[[], str]
     releasing: Callable[[SealedMatrix, Zone], None] = lambda matrix, zone: None
+    approvals: Approvals = field(default_factory=Approvals)
 
     def decide(self, cargo: Cargo, errand: Errand) -> tuple[Decision, ...]:
         """Return policy's answer for each artifact of the cargo, without moving or recording anything."""
-        return tuple(self.policy.decide(request) for request in self._requests(cargo, errand))
+        return self.policy.decide_all(self._requests(cargo, errand))
+
+    def question(self, cargo: Cargo, errand: Errand) -> Question:
+        """Return what a second person would have to approve."""
+        return question_of(
+            cargo.matrix.signed,
+            zone=errand.zone.name,
+            purpose=errand.purpose,
+            requester=errand.person,
+            code=_code(cargo),
+        )
 
     def export(self, cargo: Cargo, errand: Errand, carrier: Carrier) -> Crossing:
         """Move a cargo to the errand's zone: decide, check, record, then move.
@@ -84,11 +96,12 @@ class Border:
             Refused: `POLICY_DENIED`, or what a check found; recorded, and nothing has moved.
             FabricError: `EVIDENCE_UNWRITABLE`: without a record nothing moves.
         """
-        with self.refusals("export", errand.zone, errand.job):
+        with self.refusals("export", errand.zone, errand.job) as decided:
             # 1. Check.
             cargo = self._verified(cargo)
             # 2. Decide.
             decisions = self.decide(cargo, errand)
+            decided += decisions
             for decision in decisions:
                 decision.enforce()
             if errand.zone.kind is not ZoneKind.PRIVATE:
@@ -127,44 +140,50 @@ class Border:
         return SealedCapsule(payload=payload, signed=sign(statement, self.key))
 
     @contextmanager
-    def refusals(self, what: str, zone: Zone | None, job: str) -> Iterator[None]:
-        """Record a refusal that happens inside the block, and let it go on."""
+    def refusals(self, what: str, zone: Zone | None, job: str) -> Iterator[list[Decision]]:
+        """Record a refusal that happens inside the block, and let it go on.
+
+        Yields a list for the decisions that were taken: they are recorded with it, so that they can be replayed.
+        """
+        decided: list[Decision] = []
         try:
-            yield
+            yield decided
         except FabricError as error:
-            body = {"what": what, "zone": zone.name if zone else "", "job": job, "code": error.reason.value}
+            body: dict[str, Any] = {"what": what, "zone": zone.name if zone else "", "job": job}
+            body["code"] = error.reason.value
+            if decided:
+                body["decisions"] = [decision.to_json() for decision in decided]
             self.ledger.observe("refusal", body)
             raise
 
     def _requests(self, cargo: Cargo, errand: Errand) -> list[MoveRequest]:
         now = self.clock()
-        statement = cargo.matrix.signed.statement
-        shared = {
-            "person": errand.person,
-            "zone": errand.zone,
-            # The signed labels of the matrix and those of the errand: whichever is stricter.
-            "labels": most_restrictive(Labels.from_json(statement.predicate["labels"]), errand.labels),
-            "purpose": errand.purpose,
-            "justification": errand.justification,
-            "inspected": True,
-        }
-        requests = [
-            MoveRequest(
-                **shared,  # type: ignore[arg-type]
-                # Rows held back to measure models on are no matrix: they stay.
-                artifact="matrix" if statement.predicate["part"] == "matrix" else "held-back",
-                expired=now >= statement.expires_at,
-                statement_purpose=cargo.matrix.purpose,
-                keyed_tokens=sum(note.get("tokens") == "hmac" for note in cargo.matrix.columns.values()),
-                text_columns=sum(note["type"] not in NUMBER_TYPES for note in cargo.matrix.columns.values()),
-            )
-        ]
-        if cargo.capsule is not None:
-            expired = now >= cargo.capsule.signed.statement.expires_at
-            requests.append(
-                MoveRequest(**shared, artifact="capsule", expired=expired, statement_purpose="")  # type: ignore[arg-type]
-            )
-        return requests
+        matrix = matrix_request(
+            cargo.matrix.signed,
+            zone=errand.zone,
+            labels=errand.labels,
+            purpose=errand.purpose,
+            justification=errand.justification,
+            person=errand.person,
+            now=now,
+            approvals=self.approvals,
+            code=_code(cargo),
+        )
+        if cargo.capsule is None:
+            return [matrix]
+        code = MoveRequest(
+            person=errand.person,
+            zone=errand.zone,
+            labels=matrix.labels,
+            purpose=errand.purpose,
+            justification=errand.justification,
+            artifact="capsule",
+            inspected=True,
+            expired=now >= cargo.capsule.signed.statement.expires_at,
+            statement_purpose="",
+            approved=matrix.approved,
+        )
+        return [matrix, code]
 
     def _verified(self, cargo: Cargo) -> Cargo:
         """Return the cargo with every statement read again from its envelope, so that no other can stand in for it."""
@@ -215,7 +234,7 @@ class Border:
                 "purpose": errand.purpose,
                 "justification": errand.justification_key,
                 "labels": errand.labels.to_json(),
-                "decision": decisions[0].to_json(),
+                "decision": decisions[0].brief(),
                 "decisions": [decision.to_json() for decision in decisions],
                 "statements": [self.ledger.attach(one.envelope) for one in signed],
                 "subjects": cargo.subjects(),
@@ -224,6 +243,10 @@ class Border:
                 "bytes": _size(cargo),
             },
         )
+
+
+def _code(cargo: Cargo) -> str:
+    return digest(cargo.capsule.payload) if cargo.capsule else ""
 
 
 def _size(cargo: Cargo) -> int:

@@ -15,11 +15,12 @@ import typer
 
 from fabric.config import Config, Environment, find_config, load_config
 from fabric.errors import FabricError, Reason
+from fabric.evidence_commands import evidence_app, verify, witness_app
 from fabric.local_cluster import LocalCluster, client_env, running, status, stop
 from fabric.people import write_people
+from fabric.policy_commands import approve_command, plan, policy_app
 from fabric.recipe_commands import recipe_app
 from fabric.starter import PEOPLE, write_starter
-from fabric.statements import PublicKey
 from fabric.stores import Home
 
 app = typer.Typer(
@@ -32,6 +33,12 @@ app = typer.Typer(
 )
 
 app.add_typer(recipe_app)
+app.add_typer(evidence_app, name="evidence")
+app.add_typer(witness_app, name="witness")
+app.command("verify")(verify)
+app.add_typer(policy_app, name="policy")
+app.command("plan")(plan)
+app.command("approve")(approve_command)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -138,63 +145,6 @@ def env(config: ConfigOption = None) -> None:
     loaded, environment = _config(config)
     for name, value in sorted(client_env(_running(loaded), environment.variables).items()):
         typer.echo(f"export {name}={shlex.quote(value)}")
-
-
-@app.command()
-def evidence(
-    config: ConfigOption = None,
-    save: Annotated[Path | None, typer.Option("--save", help="Write the bundle for an auditor.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List what was recorded, or save it as one file that verifies offline."""
-    loaded, _ = _config(config)
-    found = _evidence(loaded)
-    if save is not None:
-        target = found.save(save)
-        if as_json:
-            _print_json({"path": str(target), "records": len(found.entries), "key": found.key.to_text()})
-            return
-        typer.echo(f"Wrote {target}: {len(found.entries)} records. Check it with: fabric verify {target}")
-        typer.echo(f"Give the auditor this key by another way: {found.key.to_text()}")
-    elif as_json:
-        _print_json([{"index": entry.index, **entry.record} for entry in found.entries])
-    else:
-        typer.echo(str(found))
-
-
-@app.command()
-def verify(
-    bundle: Annotated[Path, typer.Argument(help="A file that `fabric evidence --save` wrote.")],
-    key: Annotated[list[str] | None, typer.Option("--key", help="The log's public key, from its owner.")] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check a bundle of evidence offline: signatures, tree, and that the story holds together."""
-    from fabric.evidence import verify_file  # noqa: PLC0415
-
-    trusted = [PublicKey.from_text(text) for text in key] if key else None
-    found = verify_file(bundle, trusted)
-    if as_json:
-        _print_json(
-            {
-                "valid": True,
-                "trusted": found.trusted,
-                "records": found.records,
-                "checkpoints": found.checkpoints,
-                "statements": found.statements,
-                "crossings": found.crossings,
-                "refusals": found.refusals,
-                "open_intents": list(found.open_intents),
-                "keyids": list(found.keyids),
-            }
-        )
-        return
-    typer.echo(
-        f"Verified: {found.records} records, {found.crossings} crossings resting on {found.statements} statements, "
-        f"{found.refusals} refusals, {len(found.open_intents)} intents without an outcome."
-    )
-    typer.echo(f"Signed by key {found.keyids[0]}.")
-    if not found.trusted:
-        typer.echo("The key came from the bundle itself, so this shows that it is whole, not whose it is: use --key.")
 
 
 @app.command()

@@ -9,7 +9,7 @@ import getpass
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -61,12 +61,38 @@ class _FabricTable(Spec):
     crossing_minutes: Annotated[int, Field(ge=1, le=43_200)] = 10_080
 
 
+class _ApproverTable(Spec):
+    key: str
+    roles: Annotated[
+        list[Literal["approver", "operator", "security", "steward"]],
+        Field(min_length=1, default_factory=lambda: ["approver"]),
+    ]
+
+
+class _PolicyTable(Spec):
+    files: Annotated[list[str], Field(default_factory=list)]
+    signature: str = ""
+    signers: Annotated[list[str], Field(default_factory=list)]
+    approvers: Annotated[dict[str, _ApproverTable], Field(default_factory=dict)]
+
+
+class _EvidenceTable(Spec):
+    database: str = ""
+    witness: str = ""
+    witness_key: str = ""
+    witness_required: bool = False
+    witness_behind_records: Annotated[int, Field(ge=0, le=1_000_000)] = 100
+    witness_behind_minutes: Annotated[int, Field(ge=0, le=43_200)] = 15
+
+
 class _File(Spec):
     fabric: _FabricTable
+    policy: Annotated[_PolicyTable, Field(default_factory=_PolicyTable)]
     zones: dict[str, _ZoneTable]
     records: Annotated[dict[str, _RecordsTable], Field(default_factory=dict)]
     risk: Annotated[list[_RiskTable], Field(default_factory=list)]
     local: _LocalTable = _LocalTable()
+    evidence: _EvidenceTable = _EvidenceTable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -90,6 +116,50 @@ class RiskLimit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeclaredApprover:
+    """A person whose approval counts: their key and roles."""
+
+    name: str
+    key: PublicKey
+    roles: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PolicySettings:
+    """What `[policy]` declares: a site's own policies, who signs them, who approves.
+
+    Attributes:
+        files: Cedar files, absolute.
+        signature: file of the signature over the set, absolute; None where there are no files.
+        signers: keys whose signature of the policies counts.
+    """
+
+    files: tuple[Path, ...] = ()
+    signature: Path | None = None
+    signers: tuple[PublicKey, ...] = ()
+    approvers: tuple[DeclaredApprover, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvidenceTerms:
+    """Where the ledger lies, and who watches it.
+
+    Attributes:
+        database: a PostgreSQL URL; empty for SQLite in the state folder.
+        witness: the URL of a witness, or a folder that is mounted from elsewhere; empty for none.
+        witness_key: the witness's key as `name+id+base64`; empty for a folder that only keeps.
+        witness_required: whether nothing moves once the witness is too far behind.
+    """
+
+    database: str = ""
+    witness: str = ""
+    witness_key: str = ""
+    witness_required: bool = False
+    witness_behind_records: int = 100
+    witness_behind_minutes: int = 15
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All of `fabric.toml`, checked.
 
@@ -108,6 +178,8 @@ class Config:
     statement_days: int
     crossing_minutes: int
     risk: tuple[RiskLimit, ...] = ()
+    evidence: EvidenceTerms = EvidenceTerms()
+    policy: PolicySettings = PolicySettings()
 
     @property
     def private(self) -> Zone:
@@ -247,7 +319,42 @@ def load_config(path: Path) -> Config:
         statement_days=raw.fabric.statement_days,
         crossing_minutes=raw.fabric.crossing_minutes,
         risk=tuple(_risk_limit(table) for table in raw.risk),
+        evidence=_evidence(raw.evidence, folder),
+        policy=_policy(raw.policy, folder),
     )
+
+
+def _policy(raw: _PolicyTable, folder: Path) -> PolicySettings:
+    approvers = tuple(
+        DeclaredApprover(name=name, key=PublicKey.from_text(table.key), roles=frozenset(table.roles))
+        for name, table in raw.approvers.items()
+    )
+    if len({approver.key.raw for approver in approvers}) != len(approvers):
+        raise InvalidInput(
+            Reason.CONFIG_INVALID,
+            "two of [policy.approvers] share a key",
+            "every approver signs with a key of their own",
+        )
+    default = f"{raw.files[0]}.sig" if raw.files else ""
+    return PolicySettings(
+        files=tuple((folder / name).resolve() for name in raw.files),
+        signature=(folder / (raw.signature or default)).resolve() if raw.files else None,
+        signers=tuple(PublicKey.from_text(text) for text in raw.signers),
+        approvers=approvers,
+    )
+
+
+def _evidence(table: _EvidenceTable, folder: Path) -> EvidenceTerms:
+    if table.witness_required and not table.witness:
+        raise InvalidInput(
+            Reason.CONFIG_INVALID,
+            "evidence.witness_required is true, and evidence.witness names none",
+            "name a folder or a URL: `fabric witness serve` is one",
+        )
+    terms = EvidenceTerms(**table.model_dump())
+    if not terms.witness or "://" in terms.witness:
+        return terms
+    return replace(terms, witness=str((folder / terms.witness).resolve()))
 
 
 def _labels(raw: Mapping[str, object], zones: Mapping[str, Zone]) -> Labels:

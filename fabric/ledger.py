@@ -1,43 +1,41 @@
 """The ledger: append-only evidence of what was decided and what was done.
 
 An effect is recorded twice: an intent before it and an outcome after it, so a crash leaves an open intent and never
-an unrecorded effect. Every commit writes one record, its tree nodes and a signed checkpoint in one transaction; when
-a method returns, its record is on the disk. Nothing is ever changed or removed. Several processes may append at once.
-Bodies hold columns, digests and counts as JSON without floats, never personal data: a record cannot be erased.
+an unrecorded effect. A commit writes records, their tree nodes and a signed checkpoint in one transaction; when a
+method returns, its record is on the disk. Threads that append at once share a commit. Nothing is ever changed or
+removed. Several processes may append at once. Bodies hold what `fabric.records` allows, never personal data.
 """
 
 from __future__ import annotations
 
 import base64
-import os
-import sqlite3
+import json
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from fabric import merkle
-from fabric.artifacts import canonical, digest
+from fabric.artifacts import digest
+from fabric.drafts import Draft, Known, compose, make_draft
 from fabric.errors import EvidenceInvalid, FabricError, Reason
-from fabric.notes import Checkpoint, open_checkpoint, sign_checkpoint
-from fabric.statements import SigningKey, timestamp
-from fabric.verification import (
-    BUNDLE_VERSION,
-    MAX_DEPTH,
-    MAX_DOCUMENT_BYTES,
-    RECORD_VERSION,
-    Receipt,
-    digests_in,
-    documents_named,
-    read_record,
-)
+from fabric.ledger_store import DATABASE_NAME, LedgerStore, SQLiteStore
+from fabric.notes import Checkpoint, key_id, last_signer, open_checkpoint, sign_again, sign_checkpoint
+from fabric.records import CROSSING, ROTATION, digests_in, read_record
+from fabric.rotation import read_rotation, state_rotation
+from fabric.statements import PublicKey, SigningKey, timestamp
+from fabric.verification import BUNDLE_VERSION, MAX_DOCUMENT_BYTES, RECEIPT_VERSION, Receipt
+from fabric.witness import Watch
 
-DATABASE_NAME = "ledger.sqlite3"
-SCHEMA_VERSION = 1
-BUSY_TIMEOUT_S = 30.0
+__all__ = ["CLOCK_TOLERANCE", "DATABASE_NAME", "Entry", "Ledger"]
+
+# Clocks of machines that share a log differ a little; a record is then dated like the one before it.
+CLOCK_TOLERANCE = timedelta(seconds=2)
+MAX_GROUP = 512
+"""How many records one commit takes at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,50 +47,76 @@ class Entry:
 
 
 class Ledger:
-    """An append-only log in a folder, signed by one key. Safe to share between threads."""
+    """An append-only log in a store, signed by one key at a time. Safe to share between threads."""
 
     def __init__(
-        self, rows: _Rows, *, key: SigningKey, origin: str, clock: Callable[[], datetime], new_id: Callable[[], str]
+        self,
+        store: LedgerStore,
+        *,
+        key: SigningKey,
+        origin: str,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+        actor: str,
+        owner: str,
+        watch: Watch | None,
     ) -> None:
-        self._rows = rows
+        self._store = store
         self._key = key
         self._origin = origin
         self._clock = clock
         self._new_id = new_id
+        self._by = {"actor": actor, "owner": owner}
+        self._watch = watch
         self._seen = Checkpoint(origin=origin, size=0, root=merkle.EMPTY_ROOT)
+        self._note = ""
+        self._waiting: list[Draft] = []
+        self._turn = threading.Condition()
+        self._busy = False
 
     def __repr__(self) -> str:
         return f"Ledger(origin={self._origin!r}, records={self._seen.size}, keyid={self._key.public.keyid[:8]!r})"
 
     @classmethod
     def open(
-        cls, folder: Path, *, key: SigningKey, origin: str, clock: Callable[[], datetime], new_id: Callable[[], str]
+        cls,
+        where: Path | LedgerStore,
+        *,
+        key: SigningKey,
+        origin: str,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+        actor: str = "",
+        owner: str = "",
+        watch: Watch | None = None,
     ) -> Ledger:
-        """Open the log in `folder`, or start one there, and prove that it can be written.
+        """Open the log in a store, or start one there, and prove that it can be written.
 
         Args:
-            folder: created with mode 0700 if it is not there.
-            key: signs every checkpoint of the log, from its first to its last.
+            where: a folder for SQLite, created with mode 0700 if it is not there; or a store.
+            key: signs every checkpoint from now on; after a rotation, the key it named.
             origin: the log's name, written into every checkpoint; no space and no '+'.
-            clock: the time, for each record.
+            clock: the time, for each commit.
             new_id: a random id, for each record.
+            actor: pseudonym of whoever acts, for each record.
+            owner: token of the process that its intents belong to, for `reconcile`.
+            watch: the witness that is shown every checkpoint, if there is one.
 
         Raises:
             FabricError: `EVIDENCE_UNWRITABLE`; `KEY_UNKNOWN` if another key signed the log; `EVIDENCE_INVALID` if
                 its rows do not match its last checkpoint; `CONFIG_INVALID` for an unusable origin.
         """
-        rows = _Rows(folder)
-        ledger = cls(rows, key=key, origin=origin, clock=clock, new_id=new_id)
+        store = SQLiteStore(where) if isinstance(where, Path) else where
+        ledger = cls(store, key=key, origin=origin, clock=clock, new_id=new_id, actor=actor, owner=owner, watch=watch)
         try:
-            with rows.transaction():
-                rows.prove_writable()
-                if rows.last_checkpoint() is None:
-                    rows.add_checkpoint(0, sign_checkpoint(origin, 0, merkle.EMPTY_ROOT, key))
-                head = ledger._head()
+            with store.transaction(write=True):
+                store.prove_writable()
+                if store.head()[:2] == (0, None):
+                    store.add([], [], 0, sign_checkpoint(origin, 0, merkle.EMPTY_ROOT, key))
+                ledger._seen = ledger._head().checkpoint
         except BaseException:
-            rows.close()
+            store.close()
             raise
-        ledger._seen = head
         return ledger
 
     def attach(self, content: bytes) -> str:
@@ -106,37 +130,80 @@ class Ledger:
         if len(content) > MAX_DOCUMENT_BYTES:
             raise EvidenceInvalid(Reason.EVIDENCE_INVALID, f"the document is larger than {MAX_DOCUMENT_BYTES} bytes")
         name = digest(content)
-        with self._rows.transaction():
-            if not self._rows.has_document(name):
-                self._rows.add_document(name, content)
+        with self._store.transaction(write=True):
+            if not self._store.held([name]):
+                self._store.add_document(name, content)
         return name
 
     def intend(self, action: str, body: Mapping[str, object]) -> Receipt:
         """Record that an effect is about to happen; only its return allows the effect.
 
         Raises:
-            FabricError: `EVIDENCE_INVALID` if the record would not verify later, `EVIDENCE_UNWRITABLE`.
+            FabricError: `EVIDENCE_INVALID` if the record would not verify later, `EVIDENCE_UNWRITABLE`,
+                `CLOCK_SET_BACK`; `EVIDENCE_UNWITNESSED` if a witness is required and has seen too little.
         """
-        return self._append("intent", action, None, body)
+        if self._watch is not None:
+            self._watch.check(self._store, self._origin, self._clock())
+        return self._append("intent", _writable(action), None, body)
 
     def conclude(self, intent: Receipt, status: str, body: Mapping[str, object]) -> Receipt:
         """Record how an intended effect ended: `done`, `refused` or `failed`; it goes into the body as `status`.
 
         Raises:
             FabricError: `EVIDENCE_INVALID` if there is no such open intent, or the record would not verify later;
-                `EVIDENCE_UNWRITABLE`.
+                `EVIDENCE_UNWRITABLE`, `CLOCK_SET_BACK`.
         """
         if "status" in body:
             raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "the outcome's body has a status of its own")
-        return self._append("outcome", None, intent.id, {**body, "status": status})
+        return self._append("outcome", "", intent.id, {**body, "status": status})
 
     def observe(self, action: str, body: Mapping[str, object]) -> Receipt:
         """Record what has no effect: a refusal, a decision.
 
         Raises:
-            FabricError: `EVIDENCE_INVALID` if the record would not verify later, `EVIDENCE_UNWRITABLE`.
+            FabricError: `EVIDENCE_INVALID` if the record would not verify later, `EVIDENCE_UNWRITABLE`,
+                `CLOCK_SET_BACK`.
         """
-        return self._append("observation", action, None, body)
+        return self._append("observation", _writable(action), None, body)
+
+    def rotate(self, new: SigningKey) -> Receipt:
+        """Let `new` sign from now on: the old key and the new one both sign that it does, and the checkpoint over it.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`, `CLOCK_SET_BACK`, `KEY_UNKNOWN` if the key was rotated already.
+        """
+        old = self._key
+        envelope = state_rotation(old, new, origin=self._origin, now=self._clock())
+        body = {
+            "old_key": old.public.keyid,
+            "new_key": new.public.keyid,
+            "statements": [self.attach(envelope)],
+        }
+        draft = make_draft(self._new_id(), "observation", ROTATION, None, body)
+        with self._leading():
+            self._commit([draft], successor=new)
+            receipt = draft.result()
+            self._key = new
+        self._show()
+        return receipt
+
+    def reconcile(self, is_gone: Callable[[str], bool]) -> list[Entry]:
+        """Close as `abandoned` every open intent whose owner is gone, and return them.
+
+        Abandoned means that nobody is left who could say whether the effect took place.
+
+        Args:
+            is_gone: says of an owner's token whether that process is known to be gone.
+
+        Raises:
+            FabricError: as `conclude`.
+        """
+        closed = []
+        for entry in self.open_intents():
+            if is_gone(entry.record["by"]["owner"]):
+                self._append("outcome", "", entry.record["id"], {"status": "abandoned", "code": "owner-gone"})
+                closed.append(entry)
+        return closed
 
     def entries(self) -> Iterator[Entry]:
         """Return all records in their order.
@@ -144,8 +211,8 @@ class Ledger:
         Raises:
             FabricError: `EVIDENCE_INVALID` if a stored record is malformed, `EVIDENCE_UNWRITABLE`.
         """
-        with self._rows.transaction("DEFERRED"):
-            contents = self._rows.records()
+        with self._store.transaction(write=False):
+            contents = self._store.records()
         return (Entry(index=index, record=read_record(content)) for index, content in enumerate(contents))
 
     def open_intents(self) -> list[Entry]:
@@ -164,254 +231,281 @@ class Ledger:
         Raises:
             FabricError: `EVIDENCE_UNWRITABLE` if the database cannot be read.
         """
-        with self._rows.transaction("DEFERRED"):
-            records, checkpoints, documents = self._rows.records(), self._rows.checkpoints(), self._rows.documents()
-        named = {name for content in records for name in _named(content)}
+        with self._store.transaction(write=False):
+            records, checkpoints = self._store.records(), self._store.checkpoints()
+            cosignatures = self._store.cosignatures()
+            documents = self._store.documents(sorted({name for content in records for name in _named(content)}))
+            keys = self._keys(records, documents)
         return {
             "version": BUNDLE_VERSION,
             "origin": self._origin,
-            "public_key": self._key.public.to_text(),
+            "public_key": keys[0].to_text(),
             "records": [content.decode(errors="replace") for content in records],
-            "documents": {n: base64.b64encode(content).decode() for n, content in documents if n in named},
+            "documents": {name: base64.b64encode(content).decode() for name, content in documents.items()},
             "checkpoints": checkpoints,
+            "cosignatures": cosignatures,
         }
 
+    def receipt_file(self, record_id: str) -> dict[str, Any]:
+        """Return a receipt that stands alone: the record, its proof, a checkpoint (a witnessed one if there is).
+
+        Raises:
+            FabricError: `EVIDENCE_INVALID` if the log has no such record, `EVIDENCE_UNWRITABLE`.
+        """
+        with self._store.transaction(write=False):
+            records = self._store.records()
+            wanted = [i for i, content in enumerate(records) if _is(content, record_id)]
+            if not wanted:
+                raise EvidenceInvalid(
+                    Reason.EVIDENCE_INVALID, "the log has no such record", "`fabric evidence` lists their ids"
+                )
+            index, cosigned = wanted[0], self._store.cosigned()
+            note = cosigned[1] if cosigned is not None and cosigned[0] > index else self._store.head()[1] or ""
+            documents = self._store.documents({name for content in records for name in _rotations(content)})
+            keys = self._keys(records, documents)
+            signer = next(key for key in reversed(keys) if key_id(self._origin, key) == last_signer(note, self._origin))
+            size = open_checkpoint(note, self._origin, keys).size
+            proof = merkle.inclusion_proof(index, size, self._node)
+        return {
+            "receipt": RECEIPT_VERSION,
+            "origin": self._origin,
+            "public_key": signer.to_text(),
+            "index": index,
+            "record": records[index].decode(errors="replace"),
+            "checkpoint": note,
+            "proof": [step.hex() for step in proof],
+            "rotations": [base64.b64encode(content).decode() for content in documents.values()],
+        }
+
+    @property
+    def keys(self) -> tuple[PublicKey, ...]:
+        """Return every key that signed the log, in the order of their use; the last one signs now.
+
+        Raises:
+            FabricError: `EVIDENCE_INVALID`, `EVIDENCE_UNWRITABLE`.
+        """
+        with self._store.transaction(write=False):
+            records = self._store.records()
+            named = {name for content in records for name in _rotations(content)}
+            return self._keys(records, self._store.documents(named))
+
+    def show_witness(self) -> int:
+        """Show the witness the newest checkpoint, and return how many records it has seen; 0 without a witness.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWITNESSED` if it cannot be reached; `EVIDENCE_INVALID` if it saw another log.
+        """
+        return self._watch.show(self._store, self._origin) if self._watch is not None else 0
+
     def close(self) -> None:
-        """Close the database; closing twice is the same as once."""
-        self._rows.close()
+        """Close the store; closing twice is the same as once."""
+        self._store.close()
 
-    def _append(self, phase: str, action: str | None, intent: str | None, body: Mapping[str, object]) -> Receipt:
-        plain = _plain(body)
-        with self._rows.transaction():
-            # 1. Go on only from what this key signed.
-            head = self._head()
-            # 2. The record, read back as a verifier will read it.
-            record = {
-                "v": RECORD_VERSION,
-                "id": self._new_id(),
-                "phase": phase,
-                "action": action if intent is None else self._open_intent(intent),
-                "intent": intent,
-                "at": timestamp(self._clock()),
-                "body": plain,
-            }
-            content = _content(record)
-            self._check_new(read_record(content))
-            # 3. Record, nodes and checkpoint become durable together.
-            for level, index, value in merkle.append(head.size, merkle.leaf_hash(content), self._rows.node):
-                self._rows.add_node(level, index, value)
-            self._rows.add_record(head.size, str(record["id"]), intent, content)
-            size = head.size + 1
-            grown = Checkpoint(origin=self._origin, size=size, root=merkle.root(size, self._rows.node))
-            note = sign_checkpoint(self._origin, size, grown.root, self._key)
-            self._rows.add_checkpoint(size, note)
-            proof = tuple(step.hex() for step in merkle.inclusion_proof(head.size, size, self._rows.node))
-        self._seen = grown
-        return Receipt(id=str(record["id"]), index=head.size, digest=digest(content), checkpoint=note, proof=proof)
-
-    def _head(self) -> Checkpoint:
-        """Return the last checkpoint, once the rows match it and what this process saw before."""
-        note = self._rows.last_checkpoint()
-        if note is None:
-            raise _rewritten("it has records but no checkpoint")
-        head = open_checkpoint(note, self._origin, [self._key.public])
-        if head.size != self._rows.size() or head.root != merkle.root(head.size, self._rows.node):
-            raise _rewritten(f"its rows do not match its checkpoint of {head.size} records")
-        seen = self._seen
-        if head.size < seen.size or merkle.root(seen.size, self._rows.node) != seen.root:
-            raise _rewritten(f"it no longer extends the {seen.size} records seen before")
-        return head
-
-    def _open_intent(self, intent: str) -> str:
-        """Return the action of an intent that has no outcome yet."""
-        content = self._rows.record(intent)
-        record = read_record(content) if content is not None else None
-        if record is None or record["phase"] != "intent":
-            raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "the log has no such intent")
-        if self._rows.has_outcome(intent):
-            raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "the intent has an outcome already")
-        return str(record["action"])
-
-    def _check_new(self, record: Mapping[str, Any]) -> None:
-        if self._rows.record(record["id"]) is not None:
-            raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "the record's id is taken", "make ids at random")
-        if not all(self._rows.has_document(name) for name in documents_named(record["body"])):
-            raise EvidenceInvalid(
-                Reason.EVIDENCE_INVALID, "the record rests on a statement that the log does not hold", "attach it first"
-            )
-
-
-# Each table with its columns and with the condition under which a row's key is taken.
-_TABLES = (
-    (
-        "record",
-        "idx INTEGER PRIMARY KEY, id TEXT NOT NULL UNIQUE, intent TEXT UNIQUE, content BLOB NOT NULL",
-        "EXISTS (SELECT 1 FROM record WHERE idx = NEW.idx OR id = NEW.id OR intent = NEW.intent)",
-    ),
-    (
-        "node",
-        "level INTEGER, idx INTEGER, hash BLOB NOT NULL, PRIMARY KEY (level, idx)",
-        "EXISTS (SELECT 1 FROM node WHERE level = NEW.level AND idx = NEW.idx)",
-    ),
-    (
-        "checkpoint",
-        "size INTEGER PRIMARY KEY, note TEXT NOT NULL",
-        "EXISTS (SELECT 1 FROM checkpoint WHERE size = NEW.size)",
-    ),
-    (
-        "document",
-        "digest TEXT PRIMARY KEY, content BLOB NOT NULL",
-        "EXISTS (SELECT 1 FROM document WHERE digest = NEW.digest)",
-    ),
-)
-
-
-class _Rows:
-    """Every SQL statement of the ledger, and the only code that knows SQLite. Rows go in and never change.
-
-    Reads cast, because SQLite lets someone with the file put any type into any column.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        # Re-entrant, so that a callback that appends fails with an error and does not hang.
-        self._lock = threading.RLock()
-        try:
-            path = _private_file(folder)
-            self._db = sqlite3.connect(path, timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False)
-        except (OSError, sqlite3.Error) as error:
-            raise _unwritable(folder, error) from None
-        try:
-            (mode,) = self._db.execute("PRAGMA journal_mode=WAL").fetchone()
-            self._db.execute("PRAGMA synchronous=FULL")
-            if mode != "wal":
-                raise sqlite3.NotSupportedError
-        except sqlite3.Error as error:
-            self._db.close()
-            raise _unwritable(folder, error) from None
+    def _append(self, phase: str, action: str, intent: str | None, body: Mapping[str, object]) -> Receipt:
+        draft = make_draft(self._new_id(), phase, action, intent, body)
+        with self._turn:
+            self._waiting.append(draft)
+        # Whoever finds nobody writing writes for all that wait; the others wait to find their record written.
+        while not draft.settled:
+            with self._leading(draft) as group:
+                self._commit(group)
+        receipt = draft.result()
+        self._show()
+        return receipt
 
     @contextmanager
-    def transaction(self, mode: str = "IMMEDIATE") -> Iterator[None]:
-        """Commit what the block writes, all or nothing; `DEFERRED` reads one snapshot without waiting for writers."""
-        with self._lock:
+    def _leading(self, draft: Draft | None = None) -> Iterator[list[Draft]]:
+        """Wait until nobody else writes, and yield what waits to be written: nothing if `draft` was, meanwhile."""
+        with self._turn:
             try:
-                self._db.execute(f"BEGIN {mode}")
-                yield
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise _unwritable(self._folder, error) from None
-            finally:
-                with suppress(sqlite3.Error):
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
+                self._turn.wait_for(lambda: not self._busy or (draft is not None and draft.settled))
+            except BaseException:
+                self._waiting = [one for one in self._waiting if one is not draft]
+                raise
+            group = [] if draft is None or draft.settled else self._waiting[:MAX_GROUP]
+            self._waiting = self._waiting[len(group) :]
+            leads = draft is None or not draft.settled
+            self._busy = self._busy or leads
+        try:
+            yield group
+        finally:
+            if leads:
+                with self._turn:
+                    self._busy = False
+                    self._turn.notify_all()
 
-    def prove_writable(self) -> None:
-        """Write to the database, and make its tables if they are not there."""
-        (version,) = self._db.execute("PRAGMA user_version").fetchone()
-        if version not in (0, SCHEMA_VERSION):
-            raise EvidenceInvalid(Reason.EVIDENCE_INVALID, f"the ledger's format {version} is not {SCHEMA_VERSION}")
-        for table, columns, taken in _TABLES:
-            self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} ({columns})")
-            # INSERT OR REPLACE deletes without firing a DELETE trigger, so a taken key is refused before it.
-            for verb, when in (("UPDATE", "TRUE"), ("DELETE", "TRUE"), ("INSERT", taken)):
-                self._db.execute(
-                    f"CREATE TRIGGER IF NOT EXISTS {table}_{verb} BEFORE {verb} ON {table} WHEN {when} "
-                    "BEGIN SELECT RAISE(ABORT, 'append-only'); END"
+    def _show(self) -> None:
+        if self._watch is not None:
+            self._watch.try_show(self._store, self._origin, self._clock())
+
+    def _commit(self, group: Sequence[Draft], successor: SigningKey | None = None) -> None:
+        """Write a group of drafts in one transaction, and settle each: by its receipt, or by what refused it."""
+        if not group:
+            return
+        try:
+            with self._store.transaction(write=True):
+                # 1. Go on only from what this key signed.
+                head = self._head()
+                at = self._time(head.at)
+                # 2. The records, each read back as a verifier will read it; one that is refused keeps no other back.
+                accepted = self._accepted(group, head, at)
+                if not accepted:
+                    return
+                # 3. Records, nodes and checkpoint become durable together.
+                grown, note = self._write(accepted, head, successor)
+            self._seen, self._note = grown, note
+            for draft in accepted:
+                draft.receipt = Receipt(
+                    id=draft.id, index=draft.index, digest=digest(draft.content), checkpoint=note, proof=draft.proof
                 )
-        # Setting the version writes a page, even when the value stays the same.
-        self._db.execute(f"PRAGMA user_version={SCHEMA_VERSION}")
+        except Exception as error:  # noqa: BLE001 - each thread raises it for its own record
+            for draft in group:
+                draft.error = draft.error or error
+        finally:
+            for draft in group:
+                draft.settled = True
 
-    def size(self) -> int:
-        return int(self._db.execute("SELECT coalesce(max(idx) + 1, 0) FROM record").fetchone()[0])
+    def _accepted(self, group: Sequence[Draft], head: _Head, at: str) -> list[Draft]:
+        intents = [draft.intent for draft in group if draft.intent is not None]
+        found = self._store.find({*intents, *(draft.id for draft in group)})
+        known = Known(
+            records=found,
+            taken=self._store.concluded(intents) | {draft.id for draft in group if draft.id in found},
+            documents=self._store.held({name for draft in group for name in draft.statements()}),
+            moving=self._store.documents(
+                {name for draft in group if draft.action == CROSSING for name in draft.statements()}
+            ),
+        )
+        accepted: list[Draft] = []
+        for draft in group:
+            try:
+                draft.content = compose(draft, known, after=head.checkpoint.size, at=at, by=self._by)
+            except FabricError as error:
+                draft.error = error
+                continue
+            known.taken.update({draft.id} if draft.intent is None else {draft.id, draft.intent})
+            draft.index = head.checkpoint.size + len(accepted)
+            accepted.append(draft)
+        return accepted
 
-    def add_record(self, index: int, record_id: str, intent: str | None, content: bytes) -> None:
-        self._db.execute("INSERT INTO record VALUES (?, ?, ?, ?)", (index, record_id, intent, content))
+    def _write(self, accepted: Sequence[Draft], head: _Head, successor: SigningKey | None) -> tuple[Checkpoint, str]:
+        nodes = dict(head.nodes)
+        made: list[merkle.Node] = []
 
-    def record(self, record_id: str) -> bytes | None:
-        row = self._row("SELECT CAST(content AS BLOB) FROM record WHERE id = ?", record_id)
-        return None if row is None else bytes(row[0])
+        def read(level: int, index: int) -> bytes:
+            return nodes[level, index]
 
-    def has_outcome(self, intent: str) -> bool:
-        return self._row("SELECT 1 FROM record WHERE intent = ?", intent) is not None
+        for draft in accepted:
+            for node in merkle.append(draft.index, merkle.leaf_hash(draft.content), read):
+                nodes[node[:2]] = node[2]
+                made.append(node)
+        size = head.checkpoint.size + len(accepted)
+        grown = Checkpoint(origin=self._origin, size=size, root=merkle.root(size, read))
+        note = sign_checkpoint(self._origin, size, grown.root, self._key)
+        if successor is not None:
+            note = sign_again(note, self._origin, successor)
+        for draft in accepted:
+            draft.proof = tuple(step.hex() for step in merkle.inclusion_proof(draft.index, size, read))
+        rows = [(draft.index, draft.id, draft.intent, draft.content) for draft in accepted]
+        self._store.add(rows, made, size, note)
+        return grown, note
 
-    def records(self) -> list[bytes]:
-        return [content for (content,) in self._db.execute("SELECT CAST(content AS BLOB) FROM record ORDER BY idx")]
-
-    def add_node(self, level: int, index: int, value: bytes) -> None:
-        self._db.execute("INSERT INTO node VALUES (?, ?, ?)", (level, index, value))
-
-    def node(self, level: int, index: int) -> bytes:
-        row = self._row("SELECT CAST(hash AS BLOB) FROM node WHERE level = ? AND idx = ?", level, index)
-        if row is None:
+    def _head(self) -> _Head:
+        """Return the last checkpoint, once the rows match it and what this process saw before."""
+        size, note, last = self._store.head()
+        if note is None:
+            raise _rewritten("it has records but no checkpoint")
+        if note == self._note:
+            checkpoint = self._seen
+        else:
+            checkpoint = open_checkpoint(note, self._origin, [self._key.public])
+            if last_signer(note, self._origin) != key_id(self._origin, self._key.public):
+                raise EvidenceInvalid(
+                    Reason.KEY_UNKNOWN, "the log's key was rotated, and this is the old one", "open the ledger again"
+                )
+        seen = self._seen
+        if size < seen.size:
+            raise _rewritten(f"it no longer extends the {seen.size} records seen before")
+        wanted = {*merkle.frontier(checkpoint.size), *merkle.frontier(seen.size)}
+        if size:
+            wanted.add((0, size - 1))
+        nodes = self._store.nodes(wanted)
+        if len(nodes) < len(wanted):
             raise _rewritten("it lacks a node of its tree")
-        return bytes(row[0])
 
-    def add_checkpoint(self, size: int, note: str) -> None:
-        self._db.execute("INSERT INTO checkpoint VALUES (?, ?)", (size, note))
+        def read(level: int, index: int) -> bytes:
+            return nodes[level, index]
 
-    def last_checkpoint(self) -> str | None:
-        row = self._row("SELECT note FROM checkpoint ORDER BY size DESC LIMIT 1")
-        return None if row is None else str(row[0])
+        if checkpoint.size != size or checkpoint.root != merkle.root(size, read):
+            raise _rewritten(f"its rows do not match its checkpoint of {checkpoint.size} records")
+        if merkle.root(seen.size, read) != seen.root:
+            raise _rewritten(f"it no longer extends the {seen.size} records seen before")
+        if last is not None and merkle.leaf_hash(last) != nodes[0, size - 1]:
+            raise _rewritten("its last record is not the one that was signed")
+        at = datetime.fromisoformat(read_record(last)["at"]) if last is not None else None
+        return _Head(checkpoint=checkpoint, nodes=nodes, at=at)
 
-    def checkpoints(self) -> list[str]:
-        return [note for (note,) in self._db.execute("SELECT CAST(note AS TEXT) FROM checkpoint ORDER BY size")]
+    def _time(self, last: datetime | None) -> str:
+        """Return the time of a commit: never before the last record's.
 
-    def add_document(self, name: str, content: bytes) -> None:
-        self._db.execute("INSERT INTO document VALUES (?, ?)", (name, content))
+        Raises:
+            FabricError: `CLOCK_SET_BACK`.
+        """
+        now = self._clock()
+        if last is not None and now < last - CLOCK_TOLERANCE:
+            raise FabricError(
+                Reason.CLOCK_SET_BACK,
+                f"the clock is {(last - now).total_seconds():.0f} s behind the log's last record",
+                "set this machine's clock right (chronyc makestep); nothing moves before it is",
+            )
+        return timestamp(now if last is None else max(now, last))
 
-    def has_document(self, name: str) -> bool:
-        return self._row("SELECT 1 FROM document WHERE digest = ?", name) is not None
+    def _node(self, level: int, index: int) -> bytes:
+        found = self._store.nodes([(level, index)])
+        if not found:
+            raise _rewritten("it lacks a node of its tree")
+        return found[level, index]
 
-    def documents(self) -> list[tuple[str, bytes]]:
-        return list(self._db.execute("SELECT digest, CAST(content AS BLOB) FROM document ORDER BY digest"))
-
-    def close(self) -> None:
-        with self._lock:
-            self._db.close()
-
-    def _row(self, statement: str, *values: object) -> tuple[Any, ...] | None:
-        row: tuple[Any, ...] | None = self._db.execute(statement, values).fetchone()
-        return row
-
-
-def _private_file(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / DATABASE_NAME
-    # An existing file is not opened here: closing a second descriptor would drop SQLite's locks in this process.
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    return path
-
-
-def _plain(value: object, levels: int = MAX_DEPTH) -> object:
-    """Return `value` as plain JSON values, or refuse it."""
-    if value is None or isinstance(value, bool | int | str):
-        return value
-    if levels and isinstance(value, Mapping) and all(isinstance(name, str) for name in value):
-        return {str(name): _plain(item, levels - 1) for name, item in value.items()}
-    if levels and isinstance(value, list | tuple):
-        return [_plain(item, levels - 1) for item in value]
-    raise EvidenceInvalid(
-        Reason.EVIDENCE_INVALID,
-        f"a record cannot hold a {type(value).__name__} at this place",
-        f"use null, booleans, integers, text, lists and maps of at most {MAX_DEPTH} levels; write a ratio as text",
-    )
+    def _keys(self, records: Sequence[bytes], documents: Mapping[str, bytes]) -> tuple[PublicKey, ...]:
+        keys: list[PublicKey] = []
+        for name in (name for content in records for name in _rotations(content)):
+            if name in documents:
+                keys += read_rotation(documents[name], origin=self._origin)
+        return tuple(dict.fromkeys([*keys, self._key.public]))
 
 
-def _content(record: Mapping[str, Any]) -> bytes:
-    try:
-        return canonical(record)
-    except ValueError:
-        raise EvidenceInvalid(
-            Reason.EVIDENCE_INVALID, "the record has no canonical JSON", "integers up to 2**53 - 1, Unicode text"
-        ) from None
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    checkpoint: Checkpoint
+    nodes: Mapping[tuple[int, int], bytes] = field(repr=False)
+    at: datetime | None
+
+
+def _writable(action: str) -> str:
+    # A rotation without its checkpoint of two keys would leave a log that never verifies again.
+    if action == ROTATION:
+        raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "only `rotate` records a rotation of the key", "call it")
+    return action
 
 
 def _named(content: bytes) -> list[str]:
     # A record that was tampered with must still reach the verifier, who says what is wrong with it.
-    with suppress(EvidenceInvalid):
-        return list(digests_in(read_record(content)["body"]))
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        return list(digests_in(json.loads(content)["body"]))
     return []
+
+
+def _rotations(content: bytes) -> list[str]:
+    if f'"action":"{ROTATION}"'.encode() in content:
+        with suppress(ValueError, TypeError, KeyError, RecursionError):
+            return _named(content) if json.loads(content)["action"] == ROTATION else []
+    return []
+
+
+def _is(content: bytes, record_id: str) -> bool:
+    with suppress(ValueError, TypeError, KeyError, RecursionError):
+        return bool(json.loads(content)["id"] == record_id)
+    return False
 
 
 def _rewritten(why: str) -> EvidenceInvalid:
@@ -419,13 +513,4 @@ def _rewritten(why: str) -> EvidenceInvalid:
         Reason.EVIDENCE_INVALID,
         f"the ledger was changed from outside: {why}",
         "keep the files as they are for examination, and restore the ledger from a copy that verifies",
-    )
-
-
-def _unwritable(folder: Path, error: Exception) -> FabricError:
-    why = getattr(error, "sqlite_errorname", "") or type(error).__name__
-    return FabricError(
-        Reason.EVIDENCE_UNWRITABLE,
-        f"the evidence folder {str(folder)!r} cannot be written ({why})",
-        "let this user write there, on a local disk with room; without evidence nothing moves",
     )

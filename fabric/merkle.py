@@ -42,6 +42,11 @@ def root(size: int, read: NodeReader) -> bytes:
     return _subtree(0, size, read) if size else EMPTY_ROOT
 
 
+def frontier(size: int) -> list[tuple[int, int]]:
+    """Return the level and index of each perfect subtree of a tree of `size` leaves: all that its growth reads."""
+    return [(level, (size >> level) - 1) for level in range(size.bit_length()) if size >> level & 1]
+
+
 def inclusion_proof(index: int, size: int, read: NodeReader) -> list[bytes]:
     """Return the audit path of leaf `index` in the tree of `size` leaves (RFC 9162, 2.1.3.1).
 

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow as pa
 import ray
 
-from fabric import bursting, sweeping, training
+from fabric import bursting, planning, sweeping, training
 from fabric.artifacts import digest
 from fabric.border import Errand
 from fabric.capsule import xray
@@ -28,6 +28,7 @@ from fabric.crossing import Cargo
 from fabric.egress import EgressPlan, plan_of
 from fabric.errors import ClusterUnavailable, FabricError, InvalidInput, Reason, nearest
 from fabric.evidence import Evidence
+from fabric.explain import Explanation
 from fabric.joining import Joined
 from fabric.labels import Labels
 from fabric.learning import Epoch, Quality, evaluate
@@ -299,6 +300,35 @@ class Fabric:
         errand = self._errand(matrix, zone, purpose, justification)
         decisions = self.session.border.decide(Cargo(matrix=matrix.sealed), errand)
         return plan_of(matrix.sealed, matrix.staying, errand.zone, decisions)
+
+    def explain(
+        self,
+        matrix: Matrix,
+        recipe: Recipe,
+        *,
+        zone: str = "",
+        purpose: str = "",
+        justification: str = "",
+        code: str = "",
+    ) -> Explanation:
+        """Say for every zone, or one, whether the matrix may go there, which rules say so, and what would change it.
+
+        Args:
+            code: digest of the capsule that would go with it.
+
+        Raises:
+            InvalidInput: `UNKNOWN_ZONE`.
+        """
+        return planning.plan_work(
+            self.session,
+            recipe,
+            records=recipe.records,
+            signed=matrix.sealed.signed,
+            zone=zone,
+            purpose=purpose,
+            justification=justification,
+            code=code,
+        )
 
     def train(
         self,

@@ -6,18 +6,21 @@ It holds the configuration, the evidence, the policy and the border, and knows t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import dataclass, fields, replace
+from datetime import datetime, timedelta
 from pathlib import Path
 
+from fabric.approvals import Approvals, Approver, kept
 from fabric.border import Border, Errand
 from fabric.config import Config, Environment, check_zones, find_config, load_config
 from fabric.errors import InvalidInput, Reason
 from fabric.labels import Labels, most_restrictive
 from fabric.ledger import Ledger
 from fabric.placement import Placement, place
-from fabric.policy import Policy, RunRequest
+from fabric.policy import Policy
+from fabric.policy_files import load_policy
 from fabric.recording import new_id, now, open_ledger
+from fabric.requests import RunRequest
 from fabric.statements import PublicKey, SigningKey
 from fabric.stores import Home
 from fabric.zones import find_zone
@@ -54,36 +57,27 @@ class Session:
 
         Raises:
             InvalidInput: what is wrong with `fabric.toml`, or `UNKNOWN_LABEL` and the like for the job's metadata.
+            Refused: a site's policy files are not signed, or not by a declared signer.
             FabricError: `EVIDENCE_UNWRITABLE`.
         """
         config = load_config(find_config(environment, config_path, Path.cwd()))
         job_labels = Labels.parse(environment.job_labels) if environment.job_labels else None
         if job_labels is not None:
             check_zones(job_labels, config.zones)
+        settings = config.policy
+        policy = load_policy(settings.files, settings.signature, settings.signers, now=now())
         home = Home.open(config.state)
         key = home.signing_key()
-        ledger = open_ledger(config, home, key)
-        policy = Policy.default()
-        border = Border(
-            home_zone=config.private,
-            policy=policy,
-            ledger=ledger,
-            key=key,
-            trusted=(key.public,),
-            grant_lasts=timedelta(minutes=config.crossing_minutes),
-            clock=now,
-            new_id=new_id,
-            releasing=lambda matrix, zone: Releases(home.releases).crossed(matrix.digest, zone.name, now()),
-        )
+        ledger = open_ledger(config, home, key, person=environment.person)
         return cls(
             config=config,
             environment=environment,
             home=home,
             ledger=ledger,
             policy=policy,
-            border=border,
+            border=_border(config, home, ledger, policy, key),
             key=key,
-            trusted=(key.public,),
+            trusted=ledger.keys,
             job=environment.job_id or f"session-{new_id()}",
             job_labels=job_labels,
         )
@@ -136,8 +130,10 @@ class Session:
             reads_records=reads_records,
         )
         self.home.keep_justification(errand.justification)
-        with self.border.refusals("place", errand.zone, errand.job):
-            return place(self.policy.decide(request), workers=workers)
+        with self.border.refusals("place", errand.zone, errand.job) as decided:
+            decision = self.policy.decide(request)
+            decided.append(decision)
+            return place(decision, workers=workers)
 
     def check_carried(self, folder: Path) -> None:
         """Refuse a job that carries anything but code to every node.
@@ -166,6 +162,44 @@ class Session:
                 )
 
 
+def _border(config: Config, home: Home, ledger: Ledger, policy: Policy, key: SigningKey) -> Border:
+    return Border(
+        home_zone=config.private,
+        policy=policy,
+        ledger=ledger,
+        key=key,
+        trusted=ledger.keys,
+        grant_lasts=timedelta(minutes=config.crossing_minutes),
+        clock=now,
+        new_id=new_id,
+        releasing=lambda matrix, zone: Releases(home.releases).crossed(matrix.digest, zone.name, now()),
+        approvals=Approvals(
+            approvers=approvers_of(config, home),
+            envelopes=lambda: kept(approvals_folder(home)),
+            seen=lambda: newest_time(ledger),
+        ),
+    )
+
+
+def approvers_of(config: Config, home: Home) -> tuple[Approver, ...]:
+    """Return the declared approvers, each with the pseudonym under which they stand in the evidence."""
+    return tuple(
+        Approver(name=one.name, person=home.pseudonym(one.name), key=one.key, roles=one.roles)
+        for one in config.policy.approvers
+    )
+
+
+def approvals_folder(home: Home) -> Path:
+    """Return the folder of the approvals that were given."""
+    return home.path / "approvals"
+
+
+def newest_time(ledger: Ledger) -> datetime | None:
+    """Return the newest time in the evidence; None where it holds no record."""
+    times = [datetime.fromisoformat(entry.record["at"]) for entry in ledger.entries()]
+    return max(times, default=None)
+
+
 def _not_code(folder: Path) -> list[str]:
     files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
     compiled = [path for path in files if path.suffix == ".pyc" and path.parent.name == "__pycache__"]
@@ -173,5 +207,5 @@ def _not_code(folder: Path) -> list[str]:
 
 
 def _filled(job: Labels, given: Mapping[str, str], records: Labels) -> Labels:
-    unsaid = [name for name in records.to_json() if name not in given]
+    unsaid = [field.name for field in fields(records) if field.name not in given]
     return replace(job, **{name: getattr(records, name) for name in unsaid})

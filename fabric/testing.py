@@ -23,6 +23,8 @@ OPEN_LABELS: dict[str, object] = {
     "residency": ["EU"],
     "export_control": "none",
 }
+LOW_RISK: Mapping[str, object] = MappingProxyType({"k": 20, "l": 4, "t": "0.2"})
+RISK_LIMITS: Mapping[str, object] = MappingProxyType({"k": 11, "l": 2, "t": "0.5"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,13 @@ def sealed_matrix(
     chunk_rows: int = 65_536,
     part: str = "matrix",
     labels: Mapping[str, object] = MappingProxyType(OPEN_LABELS),
+    stated: Mapping[str, object] = MappingProxyType({}),
 ) -> SealedMatrix:
-    """Seal and sign plain values as the sanitizer would, with the last column as the target."""
+    """Seal and sign plain values as the sanitizer would, with the last column as the target.
+
+    Args:
+        stated: entries of the predicate to add or to put in place of the usual ones.
+    """
     table = pa.table(dict(columns))
     chunks = seal(table, chunk_rows=chunk_rows)
     *_, target = table.column_names
@@ -103,7 +110,11 @@ def sealed_matrix(
             "purpose": purpose,
             "part": part,
             "labels": dict(labels),
+            "recipe": digest(b"a recipe"),
+            "risk": dict(LOW_RISK),
+            "risk_limits": dict(RISK_LIMITS),
             "expires_at": timestamp(now + lasts),
+            **stated,
         },
     )
     return SealedMatrix(chunks, sign(statement, key))

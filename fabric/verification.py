@@ -1,45 +1,57 @@
-"""Offline verification of evidence: records, receipts and whole bundles.
+"""Offline verification of evidence: receipts and whole bundles.
 
 Pure: it needs no database, no cluster and no network, only the bundle and, from elsewhere, the keys to believe.
 Whatever the input is, the answer is a summary or `EvidenceInvalid`. What a bundle alone cannot show: that its newest
 records were cut off together with their checkpoints (it is then an older, honest bundle), or that the signer rewrote
-the log from the start. A checkpoint or receipt that was kept elsewhere shows both.
+the log from the start. A checkpoint, a receipt or a witness's copy that was kept elsewhere shows both.
 """
 
 from __future__ import annotations
 
 import base64
-import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any, NoReturn
 
 from fabric import merkle
-from fabric.artifacts import canonical, digest
+from fabric.artifacts import digest
 from fabric.errors import EvidenceInvalid, FabricError, Reason
-from fabric.notes import Checkpoint, open_checkpoint
-from fabric.statements import MAX_ENVELOPE_BYTES, PublicKey, Statement, verify
+from fabric.notes import Checkpoint, WitnessKey, cosigned_at, open_checkpoint
+from fabric.records import (
+    MAX_DEPTH,
+    MAX_RECORD_BYTES,
+    RECORD_VERSION,
+    ROTATION,
+    digests_in,
+    documents_named,
+    read_record,
+)
+from fabric.rotation import linked, read_rotation
+from fabric.statements import MAX_ENVELOPE_BYTES, PublicKey, timestamp
+from fabric.stories import Story
 
-BUNDLE_VERSION = 1
-RECORD_VERSION = 1
-MAX_RECORDS = 1_000_000
-MAX_RECORD_BYTES = 256 * 1024
+BUNDLE_VERSION = 2
+RECEIPT_VERSION = 1
+MAX_RECORDS = 10_000_000
 MAX_DOCUMENT_BYTES = MAX_ENVELOPE_BYTES
-MAX_DEPTH = 32
 
-PHASES = ("intent", "outcome", "observation")
-STATUSES = ("done", "refused", "failed")
-CROSSING = "crossing"
-REFUSAL = "refusal"
+__all__ = [
+    "BUNDLE_VERSION",
+    "MAX_DEPTH",
+    "MAX_DOCUMENT_BYTES",
+    "MAX_RECORD_BYTES",
+    "RECORD_VERSION",
+    "Receipt",
+    "Verified",
+    "VerifiedReceipt",
+    "read_record",
+    "verify_bundle",
+    "verify_receipt",
+    "verify_receipt_file",
+]
 
-_BUNDLE_KEYS = frozenset({"version", "origin", "public_key", "records", "documents", "checkpoints"})
-_RECORD_KEYS = frozenset({"v", "id", "phase", "action", "intent", "at", "body"})
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
-_ACTION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z")
-_AT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}\+00:00\Z")
-_DIGEST = re.compile(r"sha256:[0-9a-f]{64}\Z")
+_BUNDLE_KEYS = frozenset({"version", "origin", "public_key", "records", "documents", "checkpoints", "cosignatures"})
+_RECEIPT_KEYS = frozenset({"receipt", "origin", "public_key", "index", "record", "checkpoint", "proof", "rotations"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,9 +80,11 @@ class Verified:
         crossings: crossing intents, each permitted and covered by its statements.
         refusals: outcomes with status `refused`, and observations of a refusal or of a decision other than permit.
         open_intents: ids of intents without an outcome, in the log's order.
-        keyids: the log's key first, then other keys that signed a statement.
+        keyids: the log's keys in the order of their use, then other keys that signed a statement.
         trusted: False if the bundle's own key had to be believed.
         vouched: how many of the first records are known from checkpoints kept elsewhere; 0 if none were given.
+        witnessed: how many of the first records a trusted witness cosigned; 0 if no witness's key was given.
+        witnessed_at: when it did, in UTC; empty if it did not.
     """
 
     records: int
@@ -82,59 +96,78 @@ class Verified:
     keyids: tuple[str, ...]
     trusted: bool
     vouched: int
+    witnessed: int = 0
+    witnessed_at: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class VerifiedReceipt:
+    """A record that a receipt proved to be in a log, and the checkpoint that covers it."""
+
+    record: dict[str, Any]
+    index: int
+    checkpoint: Checkpoint
+    keyid: str
+    trusted: bool
+    witnessed_at: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Bundle:
     origin: str
     key: PublicKey
-    records: tuple[bytes, ...]
+    records: Sequence[str]
     documents: Mapping[str, bytes]
-    checkpoints: tuple[str, ...]
+    checkpoints: Sequence[str]
+    cosignatures: Sequence[str]
 
 
 def verify_bundle(
-    bundle: Mapping[str, Any], *, trusted: Sequence[PublicKey] | None, kept: Sequence[str] = ()
+    bundle: Mapping[str, Any],
+    *,
+    trusted: Sequence[PublicKey] | None,
+    kept: Sequence[str] = (),
+    witnesses: Sequence[WitnessKey] = (),
 ) -> Verified:
     """Check a bundle from its bytes up and return what it holds.
 
     Args:
         bundle: what `Ledger.bundle` returned, perhaps by way of a JSON file.
-        trusted: keys believed; the log's own must be among them. None believes the key in the bundle.
+        trusted: keys believed; one that the log was signed with must be among them. None believes the bundle's own.
         kept: checkpoints of this log from elsewhere (a receipt's, a witness's); each must fit the bundle.
+        witnesses: keys of witnesses; one of them must have cosigned a checkpoint of the bundle or a kept one.
 
     Raises:
-        EvidenceInvalid: `EVIDENCE_INVALID`, naming the record or checkpoint by its index.
+        EvidenceInvalid: `EVIDENCE_INVALID`, naming the record or checkpoint by its index; `EVIDENCE_UNWITNESSED` if
+            no witness that was named cosigned.
     """
     # 1. The shape, before anything is believed.
     parts = _open_bundle(bundle)
-    # 2. The signer: one key signs all of a log.
-    if trusted is not None and parts.key not in trusted:
+    # 2. The signers: the first key, and those that it and its successors named.
+    keys = _keys(parts)
+    if trusted is not None and not set(keys) & set(trusted):
         _refuse("the log was signed by a key that is not trusted", "get the log's public key from its owner")
-    # 3. The records, each of the right shape, and the checkpoints over them.
-    records = [_numbered(index, content) for index, content in enumerate(parts.records)]
-    roots = _check_checkpoints(parts)
-    vouched = _check_kept(kept, parts, roots)
-    # 4. The documents: none changed, none that no record names.
-    _check_documents(parts.documents, records)
-    # 5. The story that the records tell.
-    open_intents = _check_order(records)
-    keys = tuple(dict.fromkeys([parts.key, *(trusted or ())]))
-    statements: dict[str, tuple[Statement, tuple[str, ...]]] = {}
-    for index, record in enumerate(records):
-        if _is_crossing(record):
-            _check_crossing(index, record["body"], parts.documents, keys, statements)
-    signers = dict.fromkeys([parts.key.keyid, *(keyid for _, signed in statements.values() for keyid in signed)])
+    # 3. The tree over the records with the checkpoints over it, and the story that the records tell.
+    story = Story(parts.documents, list(dict.fromkeys([*keys, *(trusted or ())])))
+    sizes = {_opened(f"kept checkpoint {n}", note, parts, keys).size for n, note in enumerate(kept)}
+    sizes |= {_opened(f"cosignature {n}", note, parts, keys).size for n, note in enumerate(parts.cosignatures)}
+    roots = _read_log(parts, keys, story, sizes)
+    # 4. What was kept elsewhere, and what witnesses cosigned.
+    vouched = _check_kept("kept checkpoint", kept, parts, keys, roots)
+    _check_kept("cosignature", parts.cosignatures, parts, keys, roots)
+    witnessed, witnessed_at = _witnessed([*parts.cosignatures, *kept], witnesses, parts, keys)
     return Verified(
-        records=len(records),
+        records=len(parts.records),
         checkpoints=len(parts.checkpoints),
-        statements=len(statements),
-        crossings=sum(_is_crossing(record) for record in records),
-        refusals=sum(_is_refusal(record) for record in records),
-        open_intents=open_intents,
-        keyids=tuple(signers),
+        statements=story.statements,
+        crossings=story.crossings,
+        refusals=story.refusals,
+        open_intents=story.open_intents,
+        keyids=tuple(dict.fromkeys([*(key.keyid for key in keys), *story.signers])),
         trusted=trusted is not None,
         vouched=vouched,
+        witnessed=witnessed,
+        witnessed_at=witnessed_at,
     )
 
 
@@ -147,54 +180,58 @@ def verify_receipt(receipt: Receipt, record: bytes, key: PublicKey) -> Checkpoin
     if read_record(record)["id"] != receipt.id or digest(record) != receipt.digest:
         _refuse("the receipt is for another record")
     checkpoint = open_checkpoint(receipt.checkpoint, receipt.checkpoint.partition("\n")[0], [key])
-    try:
-        proof = [bytes.fromhex(step) for step in receipt.proof]
-    except (TypeError, ValueError):
-        _refuse("the receipt's proof is not hex")
-    leaf = merkle.leaf_hash(record)
-    if not merkle.inclusion_holds(leaf, receipt.index, checkpoint.size, proof, checkpoint.root):
-        _refuse("the receipt's proof does not lead to its checkpoint")
+    _check_included(record, receipt.index, checkpoint, receipt.proof)
     return checkpoint
 
 
-def read_record(content: bytes) -> dict[str, Any]:
-    """Return the record in `content`; the ledger writes only what this reads.
+def verify_receipt_file(
+    document: Mapping[str, Any], *, trusted: Sequence[PublicKey] | None, witnesses: Sequence[WitnessKey] = ()
+) -> VerifiedReceipt:
+    """Check a receipt that carries its record, its checkpoint and the rotations of the log's key.
 
     Raises:
-        EvidenceInvalid: `EVIDENCE_INVALID` unless it is canonical JSON of the right shape.
+        EvidenceInvalid: `EVIDENCE_INVALID`; `KEY_UNKNOWN` if no rotation leads from its signer to a trusted key;
+            `EVIDENCE_UNWITNESSED` if witnesses were named and none cosigned.
     """
-    if len(content) > MAX_RECORD_BYTES:
-        _refuse(f"the record is larger than {MAX_RECORD_BYTES} bytes", "attach a document and name its digest")
+    if not isinstance(document, Mapping) or set(document) != _RECEIPT_KEYS or document["receipt"] != RECEIPT_VERSION:
+        _refuse(f"the receipt's keys are not {', '.join(sorted(_RECEIPT_KEYS))}, or its version not {RECEIPT_VERSION}")
+    for name in ("origin", "public_key", "record", "checkpoint"):
+        if not isinstance(document[name], str):
+            _refuse(f"the receipt's {name} is not text")
+    signer, origin = _key(document["public_key"]), document["origin"]
+    rotations = [_decoded("a rotation", text) for text in _texts("rotations", document["rotations"], MAX_RECORDS)]
+    if trusted is not None and not linked(signer, trusted, rotations, origin=origin):
+        raise EvidenceInvalid(
+            Reason.KEY_UNKNOWN,
+            "the receipt was signed by a key that is not trusted",
+            "get the log's key from its owner",
+        )
+    checkpoint = open_checkpoint(document["checkpoint"], origin, [signer])
+    record = _utf8("the receipt's record", document["record"])
+    index = document["index"]
+    if type(index) is not int:
+        _refuse("the receipt's index is not a number")
+    _check_included(record, index, checkpoint, _texts("proof", document["proof"], 64))
+    times = [at for at in (cosigned_at(document["checkpoint"], witness) for witness in witnesses) if at]
+    if witnesses and not times:
+        raise _unwitnessed("the receipt's checkpoint")
+    return VerifiedReceipt(
+        record=read_record(record),
+        index=index,
+        checkpoint=checkpoint,
+        keyid=signer.keyid,
+        trusted=trusted is not None,
+        witnessed_at=timestamp(max(times)) if times else "",
+    )
+
+
+def _check_included(record: bytes, index: int, checkpoint: Checkpoint, proof: Sequence[str]) -> None:
     try:
-        record = json.loads(content, parse_float=_no_float, parse_constant=_no_float)
-        is_canonical = canonical(record) == content
-    except (ValueError, RecursionError):
-        _refuse("the record is not JSON without floats")
-    if not is_canonical:
-        _refuse("the record is not canonical JSON")
-    if not isinstance(record, dict) or record.keys() != _RECORD_KEYS:
-        _refuse("the record has missing or unknown fields")
-    _check_fields(record)
-    _check_body(record)
-    return record
-
-
-def documents_named(body: Mapping[str, Any]) -> list[str]:
-    """Return the documents that a checked record's body rests on, by digest: its `statements`."""
-    return list(body.get("statements", ()))
-
-
-def digests_in(value: object) -> Iterator[str]:
-    """Yield every digest that is a value anywhere in `value`."""
-    if isinstance(value, str):
-        if _DIGEST.match(value):
-            yield value
-    elif isinstance(value, dict):
-        for item in value.values():
-            yield from digests_in(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from digests_in(item)
+        steps = [bytes.fromhex(step) for step in proof]
+    except (TypeError, ValueError):
+        _refuse("the receipt's proof is not hex")
+    if not merkle.inclusion_holds(merkle.leaf_hash(record), index, checkpoint.size, steps, checkpoint.root):
+        _refuse("the receipt's proof does not lead to its checkpoint")
 
 
 def _open_bundle(bundle: Mapping[str, Any]) -> _Bundle:
@@ -204,25 +241,28 @@ def _open_bundle(bundle: Mapping[str, Any]) -> _Bundle:
         _refuse(f"the bundle is not of format version {BUNDLE_VERSION}")
     if not isinstance(bundle["origin"], str) or not isinstance(bundle["public_key"], str):
         _refuse("the bundle's origin or public key is not text")
-    try:
-        key = PublicKey.from_text(bundle["public_key"])
-    except FabricError:
-        _refuse("the bundle's public key is not 32 bytes in base64")
-    records = _texts("records", bundle["records"], MAX_RECORDS)
     return _Bundle(
         origin=bundle["origin"],
-        key=key,
-        records=tuple(_utf8(f"record {index}", text) for index, text in enumerate(records)),
+        key=_key(bundle["public_key"]),
+        records=_texts("records", bundle["records"], MAX_RECORDS),
         documents=_documents(bundle["documents"]),
-        checkpoints=tuple(_texts("checkpoints", bundle["checkpoints"], MAX_RECORDS + 1)),
+        checkpoints=_texts("checkpoints", bundle["checkpoints"], MAX_RECORDS + 1),
+        cosignatures=_texts("cosignatures", bundle["cosignatures"], MAX_RECORDS),
     )
+
+
+def _key(text: str) -> PublicKey:
+    try:
+        return PublicKey.from_text(text)
+    except FabricError:
+        _refuse("the public key is not 32 bytes in base64")
 
 
 def _texts(name: str, value: object, limit: int) -> list[str]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        _refuse(f"the bundle's {name} are not a list of texts")
+        _refuse(f"the {name} are not a list of texts")
     if len(value) > limit:
-        _refuse(f"the bundle has more than {limit} {name}")
+        _refuse(f"there are more than {limit} {name}")
     return value
 
 
@@ -233,21 +273,152 @@ def _utf8(name: str, text: str) -> bytes:
         _refuse(f"{name} is not Unicode text")
 
 
+def _decoded(name: str, text: object) -> bytes:
+    if not isinstance(text, str) or len(text) > MAX_DOCUMENT_BYTES // 3 * 4 + 4:
+        _refuse(f"{name} is not base64 text of at most {MAX_DOCUMENT_BYTES} bytes")
+    try:
+        return base64.b64decode(text, validate=True)
+    except ValueError:
+        _refuse(f"{name} is not base64")
+
+
 def _documents(value: object) -> dict[str, bytes]:
     if not isinstance(value, Mapping) or len(value) > MAX_RECORDS:
         _refuse(f"the bundle's documents are not a map of at most {MAX_RECORDS} entries")
     documents: dict[str, bytes] = {}
     for position, (name, text) in enumerate(value.items()):
-        if not isinstance(name, str) or not isinstance(text, str) or len(text) > MAX_DOCUMENT_BYTES // 3 * 4 + 4:
-            _refuse(f"document {position} is not base64 text of at most {MAX_DOCUMENT_BYTES} bytes")
-        try:
-            content = base64.b64decode(text, validate=True)
-        except ValueError:
-            _refuse(f"document {position} is not base64")
+        content = _decoded(f"document {position}", text)
         if digest(content) != name:
             _refuse(f"document {position} does not match its digest")
         documents[name] = content
     return documents
+
+
+def _keys(parts: _Bundle) -> tuple[PublicKey, ...]:
+    """Return the keys of the log in the order of their use, by the rotations that its records tell of."""
+    keys = [parts.key]
+    for index, text in enumerate(parts.records):
+        # Most records are read once only; a rotation shows by its action, which canonical JSON writes in one way.
+        if f'"action":"{ROTATION}"' not in text:
+            continue
+        record = _numbered(index, _utf8(f"record {index}", text))
+        if record["action"] != ROTATION:
+            continue
+        named = documents_named(record["body"])
+        if len(named) != 1 or named[0] not in parts.documents:
+            _refuse(f"record {index} is a rotation and rests on no document, or on several")
+        old, new = read_rotation(parts.documents[named[0]], origin=parts.origin)
+        if old != keys[-1] or new in keys:
+            _refuse(f"record {index} is a rotation from a key that was not in use, or to one that was")
+        keys.append(new)
+    return tuple(keys)
+
+
+def _read_log(parts: _Bundle, keys: Sequence[PublicKey], story: Story, sizes: set[int]) -> dict[int, bytes]:
+    """Read every record once, check every checkpoint, and return the roots at `sizes` and at all checkpoints."""
+    nodes: dict[tuple[int, int], bytes] = {}
+    unnamed, in_use, roots = set(parts.documents), 0, {0: merkle.EMPTY_ROOT}
+
+    def read(level: int, index: int) -> bytes:
+        return nodes[level, index]
+
+    for before, after, note in _commits(parts, keys):
+        # 1. The tree of the very bytes.
+        records = []
+        for index in range(before, after):
+            content = _utf8(f"record {index}", parts.records[index])
+            for level, position, value in merkle.append(index, merkle.leaf_hash(content), read):
+                nodes[level, position] = value
+            if index + 1 in sizes:
+                roots[index + 1] = merkle.root(index + 1, read)
+            records.append(_numbered(index, content))
+        roots[after] = merkle.root(after, read)
+        # 2. The checkpoint over it. A rotation has one by the old key and the new one, then the new one goes on alone.
+        rotates = any(record["action"] == ROTATION for record in records)
+        for key in keys[in_use : in_use + 1 + rotates]:
+            if _opened(f"the checkpoint at {after}", note, parts, [key]).root != roots[after]:
+                _refuse(
+                    f"the checkpoint at {after} does not match the records: record {max(after - 1, 0)} "
+                    "or one before it was changed"
+                )
+        in_use += rotates
+        _forget(nodes, after)
+        # 3. The story, only of what was signed.
+        for index, record in enumerate(records, before):
+            if record["after"] != before or (record["action"] == ROTATION and len(records) > 1):
+                _refuse(f"record {index} was written with another checkpoint than the bundle has: one is missing")
+            story.tell(index, record)
+            unnamed.difference_update(digests_in(record["body"]))
+    if unnamed:
+        _refuse(f"{len(unnamed)} documents are named by no record")
+    return roots
+
+
+def _commits(parts: _Bundle, keys: Sequence[PublicKey]) -> Iterator[tuple[int, int, str]]:
+    """Yield the size before each commit, the size after it, and its checkpoint; the first made the log."""
+    before = 0
+    for number, note in enumerate(parts.checkpoints):
+        after = _opened(f"checkpoint {number}", note, parts, keys).size
+        if (after <= before) if number else after:
+            _refuse(f"checkpoint {number} covers {after} records, the one before it {before}")
+        if after > len(parts.records):
+            _refuse(f"checkpoint {number} covers {after} records, and the bundle has only {len(parts.records)}")
+        yield before, after, note
+        before = after
+    if before != len(parts.records) or not parts.checkpoints:
+        _refuse(f"the checkpoints do not cover all {len(parts.records)} records")
+
+
+def _forget(nodes: dict[tuple[int, int], bytes], size: int) -> None:
+    """Keep of the tree only the perfect subtrees that its further growth reads."""
+    wanted = set(merkle.frontier(size))
+    for name in [name for name in nodes if name not in wanted]:
+        del nodes[name]
+
+
+def _check_kept(
+    name: str, kept: Sequence[str], parts: _Bundle, keys: Sequence[PublicKey], roots: Mapping[int, bytes]
+) -> int:
+    """Check checkpoints from elsewhere against the bundle's roots and return the largest size."""
+    vouched = 0
+    for position, note in enumerate(kept):
+        checkpoint = _opened(f"{name} {position}", note, parts, keys)
+        if checkpoint.size > len(parts.records):
+            _refuse(f"the log had {checkpoint.size} records, and the bundle has only {len(parts.records)}")
+        if checkpoint.root != roots[checkpoint.size]:
+            _refuse(f"the first {checkpoint.size} records are not those that were signed before: the log was rewritten")
+        vouched = max(vouched, checkpoint.size)
+    return vouched
+
+
+def _witnessed(
+    notes: Sequence[str], witnesses: Sequence[WitnessKey], parts: _Bundle, keys: Sequence[PublicKey]
+) -> tuple[int, str]:
+    """Return how many records a witness cosigned, and when it did."""
+    found = [
+        (_opened("a cosigned checkpoint", note, parts, keys).size, timestamp(at))
+        for note in notes
+        for witness in witnesses
+        if (at := cosigned_at(note, witness)) is not None
+    ]
+    if witnesses and not found:
+        raise _unwitnessed("any checkpoint of the bundle")
+    return max(found, default=(0, ""))
+
+
+def _unwitnessed(what: str) -> EvidenceInvalid:
+    return EvidenceInvalid(
+        Reason.EVIDENCE_UNWITNESSED,
+        f"no witness that was named has cosigned {what}",
+        "get the witness's key and its own copies from the witness: --witness-key, --kept",
+    )
+
+
+def _opened(name: str, note: str, parts: _Bundle, keys: Sequence[PublicKey]) -> Checkpoint:
+    try:
+        return open_checkpoint(note, parts.origin, keys)
+    except EvidenceInvalid as error:
+        _refuse(f"{name}: {error.message}", error.hint)
 
 
 def _numbered(index: int, content: bytes) -> dict[str, Any]:
@@ -255,193 +426,6 @@ def _numbered(index: int, content: bytes) -> dict[str, Any]:
         return read_record(content)
     except EvidenceInvalid as error:
         _refuse(f"record {index}: {error.message}")
-
-
-def _check_fields(record: Mapping[str, Any]) -> None:
-    # A JSON true would equal 1.
-    if type(record["v"]) is not int or record["v"] != RECORD_VERSION:
-        _refuse(f"the record is not of version {RECORD_VERSION}")
-    if record["phase"] not in PHASES:
-        _refuse(f"the record's phase is not one of {', '.join(PHASES)}")
-    if not _matches(_ID, record["id"]) or not _matches(_ACTION, record["action"]):
-        _refuse("the record's id or action is not a token")
-    is_outcome = record["phase"] == "outcome"
-    if is_outcome != _matches(_ID, record["intent"]) or (not is_outcome and record["intent"] is not None):
-        _refuse("the record names an intent without being an outcome, or is an outcome without naming one")
-    try:
-        well_dated = _matches(_AT, record["at"]) and bool(datetime.fromisoformat(record["at"]))
-    except ValueError:
-        well_dated = False
-    if not well_dated:
-        _refuse("the record's time is not UTC with microseconds")
-
-
-def _check_body(record: Mapping[str, Any]) -> None:
-    body = record["body"]
-    if not isinstance(body, dict) or _is_deeper(body, MAX_DEPTH):
-        _refuse(f"the record's body is not an object of at most {MAX_DEPTH} levels")
-    if record["phase"] == "outcome" and body.get("status") not in STATUSES:
-        _refuse(f"the outcome's status is not one of {', '.join(STATUSES)}")
-    named = body.get("statements", [])
-    if not isinstance(named, list) or not all(_matches(_DIGEST, item) for item in named):
-        _refuse("the record's statements are not a list of digests")
-    if not _is_crossing(record):
-        return
-    if _effect(body) != "permit":
-        _refuse("a crossing carries no decision that permits it")
-    subjects = body.get("subjects")
-    if not isinstance(subjects, dict) or not subjects or not all(_matches(_DIGEST, d) for d in subjects.values()):
-        _refuse("a crossing names no subjects, or one without a digest")
-    if not named:
-        _refuse("a crossing rests on no statement")
-
-
-def _check_checkpoints(parts: _Bundle) -> list[bytes]:
-    """Check every checkpoint against the records and return the roots, by size."""
-    # The log signs one checkpoint when it is made and one with every record, so none may be missing in between.
-    if len(parts.checkpoints) != len(parts.records) + 1:
-        _refuse(
-            f"{len(parts.checkpoints)} checkpoints do not cover {len(parts.records)} records, one each and one before"
-        )
-    nodes: dict[tuple[int, int], bytes] = {}
-
-    def read(level: int, index: int) -> bytes:
-        return nodes[level, index]
-
-    roots: list[bytes] = []
-    for size, note in enumerate(parts.checkpoints):
-        if size:
-            for level, index, value in merkle.append(size - 1, merkle.leaf_hash(parts.records[size - 1]), read):
-                nodes[level, index] = value
-        checkpoint = _opened(f"checkpoint {size}", note, parts)
-        if checkpoint.size != size:
-            _refuse(f"checkpoint {size} covers {checkpoint.size} records, not {size}")
-        roots.append(merkle.root(size, read))
-        if checkpoint.root != roots[size]:
-            _refuse(f"checkpoint {size} does not match the records: record {size - 1} or one before it was changed")
-    return roots
-
-
-def _check_kept(kept: Sequence[str], parts: _Bundle, roots: Sequence[bytes]) -> int:
-    """Check checkpoints from elsewhere against the bundle's roots and return the largest size."""
-    vouched = 0
-    for position, note in enumerate(kept):
-        checkpoint = _opened(f"kept checkpoint {position}", note, parts)
-        if checkpoint.size >= len(roots):
-            _refuse(f"the log had {checkpoint.size} records, and the bundle has only {len(roots) - 1}")
-        if checkpoint.root != roots[checkpoint.size]:
-            _refuse(f"the first {checkpoint.size} records are not those that were signed before: the log was rewritten")
-        vouched = max(vouched, checkpoint.size)
-    return vouched
-
-
-def _opened(name: str, note: str, parts: _Bundle) -> Checkpoint:
-    try:
-        return open_checkpoint(note, parts.origin, [parts.key])
-    except EvidenceInvalid as error:
-        _refuse(f"{name}: {error.message}", error.hint)
-
-
-def _check_documents(documents: Mapping[str, bytes], records: Sequence[Mapping[str, Any]]) -> None:
-    unnamed = set(documents)
-    for index, record in enumerate(records):
-        unnamed.difference_update(digests_in(record["body"]))
-        if any(name not in documents for name in documents_named(record["body"])):
-            _refuse(f"record {index} rests on a document that is not in the bundle")
-    if unnamed:
-        _refuse(f"{len(unnamed)} documents are named by no record")
-
-
-def _check_order(records: Sequence[Mapping[str, Any]]) -> tuple[str, ...]:
-    """Check that outcomes follow their intents, one at most, and return the ids of intents still open."""
-    seen: set[str] = set()
-    still_open: dict[str, str] = {}
-    for index, record in enumerate(records):
-        if record["id"] in seen:
-            _refuse(f"record {index} repeats an earlier record's id")
-        seen.add(record["id"])
-        if record["phase"] == "intent":
-            still_open[record["id"]] = record["action"]
-        elif record["phase"] == "outcome" and still_open.pop(record["intent"], None) != record["action"]:
-            _refuse(f"record {index} is an outcome, but no open intent of that action comes before it")
-    return tuple(still_open)
-
-
-def _check_crossing(
-    index: int,
-    body: Mapping[str, Any],
-    documents: Mapping[str, bytes],
-    keys: Sequence[PublicKey],
-    statements: dict[str, tuple[Statement, tuple[str, ...]]],
-) -> None:
-    """Check a crossing against its statements, and remember in `statements` those that verified."""
-    covered: set[str] = set()
-    for name in documents_named(body):
-        if name not in statements:
-            try:
-                statements[name] = _verify_statement(documents[name], keys)
-            except FabricError as error:
-                _refuse(f"record {index}: a statement of the crossing does not verify: {error.message}", error.hint)
-        covered.update(statements[name][0].subjects.values())
-    missing = sum(d not in covered for d in body["subjects"].values())
-    if missing:
-        _refuse(f"record {index}: {missing} subjects of the crossing are in none of its statements")
-
-
-def _verify_statement(envelope: bytes, keys: Sequence[PublicKey]) -> tuple[Statement, tuple[str, ...]]:
-    """Return the statement and the ids of the keys that signed it."""
-    # The type is read before the signature is checked only to ask `verify` for it; `verify` reads it again.
-    expected = _predicate_type(envelope)
-    statement = verify(envelope, trusted=keys, predicate_type=expected, now=None).statement
-    return statement, tuple(key.keyid for key in keys if _signed(envelope, key, expected))
-
-
-def _signed(envelope: bytes, key: PublicKey, expected: str) -> bool:
-    try:
-        verify(envelope, trusted=[key], predicate_type=expected, now=None)
-    except FabricError:
-        return False
-    return True
-
-
-def _predicate_type(envelope: bytes) -> str:
-    try:
-        payload = json.loads(base64.b64decode(json.loads(envelope)["payload"], validate=True))
-        return str(payload["predicateType"])
-    except (ValueError, KeyError, TypeError, RecursionError):
-        _refuse("the document is not a statement in a DSSE envelope")
-
-
-def _is_crossing(record: Mapping[str, Any]) -> bool:
-    return bool(record["action"] == CROSSING and record["phase"] == "intent")
-
-
-def _is_refusal(record: Mapping[str, Any]) -> bool:
-    if record["phase"] == "outcome":
-        return bool(record["body"]["status"] == "refused")
-    return record["phase"] == "observation" and (
-        record["action"] == REFUSAL or _effect(record["body"]) not in (None, "permit")
-    )
-
-
-def _effect(body: Mapping[str, Any]) -> object:
-    decision = body.get("decision")
-    return decision.get("effect") if isinstance(decision, dict) else None
-
-
-def _is_deeper(value: object, levels: int) -> bool:
-    if not isinstance(value, dict | list):
-        return False
-    items = value.values() if isinstance(value, dict) else value
-    return levels == 0 or any(_is_deeper(item, levels - 1) for item in items)
-
-
-def _matches(pattern: re.Pattern[str], value: object) -> bool:
-    return isinstance(value, str) and pattern.match(value) is not None
-
-
-def _no_float(_: str) -> NoReturn:
-    raise ValueError("floats have no place in evidence")
 
 
 def _refuse(message: str, hint: str = "") -> NoReturn:

@@ -61,6 +61,26 @@ def test_a_job_cannot_loosen_what_the_owner_set(tmp_path, owner, job, label):
         assert getattr(tried, label) == getattr(strict, label)
 
 
+def test_what_a_job_leaves_unsaid_its_records_say(tmp_path):
+    write_starter(tmp_path)
+    text = (tmp_path / "fabric.toml").read_text()
+    (tmp_path / "fabric.toml").write_text(f'{text}contract = "c-1"\ncontract_limits = ["no-serving"]\n')
+    labels = open_session(tmp_path, {"team": "x"}).labels("people")
+    assert labels.limits == {"no-serving"}
+    assert labels.burst_eligible
+
+
+def test_a_refusal_to_place_work_is_recorded_with_what_the_rules_read(tmp_path):
+    session = open_session(tmp_path)
+    errand = session.errand(zone="public", labels=session.labels("people"), purpose="cost-forecast", justification="")
+    with pytest.raises(Refused):
+        session.place(errand, workers=1)
+    (entry,) = session.ledger.entries()
+    (decision,) = entry.record["body"]["decisions"]
+    assert decision["rules"] == ["public.justified"]
+    assert not session.policy.judge([decision["attributes"]])[0].permit
+
+
 def test_a_job_for_another_purpose_than_its_records_is_refused(tmp_path):
     with pytest.raises(InvalidInput) as caught:
         open_session(tmp_path, {"purpose": "research"}).labels("people")
