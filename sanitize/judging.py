@@ -14,7 +14,7 @@ from fabric.errors import Reason, Refused
 from sanitize.bench import SUBJECT, Bench, Facts, Values
 from sanitize.counting import distinct, distinct_count, pairs_of
 from sanitize.inspection import ColumnFindings
-from sanitize.recipe import Clip, Column, Keep, Pseudonymise
+from sanitize.recipe import Clip, Column, Duration, Keep, Pseudonymise
 from sanitize.verdict import Shape, Thresholds, is_code, objections
 
 
@@ -124,6 +124,7 @@ def judge(bench: Bench, _: str) -> Facts:
             subject_known=bool(bench.task.recipe.subject),
             limits=limits,
         )
+        wrong += _anchored(bench, column, limits.few_days)
         against += [f"column {outgoing!r} (from {column.source!r}): {reason}" for reason in wrong]
     if against:
         raise Refused(Reason.COLUMN_REFUSED, "; ".join(against), "change the recipe; nothing was sealed")
@@ -136,6 +137,18 @@ def judge(bench: Bench, _: str) -> Facts:
             or "make the quasi-identifiers coarser, the sensitive columns finer, or leave one inside",
         )
     return {}
+
+
+def _anchored(bench: Bench, column: Column, few_days: int) -> tuple[str, ...]:
+    """Return what speaks against a duration of which one end is always on the same few days: it tells the other."""
+    if not isinstance(column.treatment, Duration):
+        return ()
+    units = [bench.facts("treat", str(unit))["days"][column.name] for unit in range(len(bench.main.units))]
+    few = [len({day for unit in units for day in unit[end]}) < few_days for end in (0, 1)]
+    if few[0] == few[1]:
+        return ()
+    fixed, told = (column.source, column.treatment.until) if few[0] else (column.treatment.until, column.source)
+    return (f"{fixed!r} lies on fewer than {few_days} days, so the minutes tell {told!r} itself; use year or age",)
 
 
 def _shape(bench: Bench, column: Column, found: Facts) -> Shape:

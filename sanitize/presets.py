@@ -25,6 +25,9 @@ _NUMBERED = re.compile(
     r"|provider|household)(id|nr|num|number|key)\Z"
 )
 _BIRTH = frozenset({"birth", "birthdate", "birthday", "birthyear", "dob", "yob", "born", "geburtsdatum"})
+PERSONS = frozenset(
+    {"patient", "person", "member", "customer", "client", "user", "subject", "employee", "individual", "beneficiary"}
+)
 _PARTS_OF_NAMES = frozenset({"first", "last", "middle", "given", "family", "prefix", "suffix"})
 
 
@@ -81,6 +84,11 @@ def words_of(column: str) -> frozenset[str]:
 def is_birth(column: str) -> bool:
     """Say whether `column` is named after a birth date."""
     return bool(words_of(column) & _BIRTH)
+
+
+def is_person(column: str) -> bool:
+    """Say whether `column` is named after a person: `patient`, `member_id`, `customerid`."""
+    return any(word.removesuffix("id") in PERSONS for word in words_of(column))
 
 
 def check_preset(recipe: Recipe, columns: Sequence[str]) -> None:
