@@ -74,7 +74,7 @@ class Block:
         """
         cells = self._cells(self.column.source)
         if not (_is_string(cells.type) or _is_bytes(cells.type) or cells.null_count == len(cells)):
-            raise refused(self.column, f"its cells are {kind_of(cells.type)}, not text")
+            raise refused(self.column, f"its cells are {type_name(cells.type)}, not text")
         try:
             return _whole(cells.cast(pa.large_string()))
         except pa.ArrowException:
@@ -90,7 +90,7 @@ class Block:
         try:
             return distinct(cells)
         except (pa.ArrowException, ValueError):
-            raise refused(self.column, f"cells of type {kind_of(cells.type)} have no levels") from None
+            raise refused(self.column, f"cells of type {type_name(cells.type)} have no levels") from None
 
     def years(self) -> Reals:
         """Return the year of each date.
@@ -193,7 +193,7 @@ class Block:
 
     def _no_numbers(self, cells: pa.ChunkedArray) -> Refused:
         if not _is_string(cells.type):
-            return refused(self.column, f"its cells are {kind_of(cells.type)}, not numbers")
+            return refused(self.column, f"its cells are {type_name(cells.type)}, not numbers")
         text = _marks(pc.invert(pc.match_substring_regex(cells.cast(pa.large_string()), _NUMBER)))
         if not text.any():
             return refused(self.column, "its cells are numbers written as text")
@@ -232,8 +232,8 @@ def distinct(cells: pa.ChunkedArray) -> tuple[Places, pa.LargeStringArray]:
     return coded.indices.to_numpy(), coded.dictionary.cast(pa.large_string())
 
 
-def kind_of(kind: pa.DataType) -> str:
-    """Return the name of a type without what its writer put into it: names of fields, a time zone, an extension's name."""
+def type_name(kind: pa.DataType) -> str:
+    """Return a type's name without what its writer put into it: names of fields, a time zone, an extension's name."""
     return re.split(r"[<\[(]", str(kind), maxsplit=1)[0]
 
 

@@ -447,7 +447,7 @@ def _pieces_of_plain(text: str) -> set[str]:
 
 
 def _as_it_looks(text: str) -> str:
-    """Return a text with its look-alike characters made plain (digits of any script, dashes), and unseen ones dropped."""
+    """Return a text with look-alike characters made plain (digits of any script, dashes), and unseen ones dropped."""
     return "".join(map(_plain_character, unicodedata.normalize("NFKC", text)))
 
 

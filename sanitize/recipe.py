@@ -319,7 +319,7 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
 
 
 def _nearest_there(source: str, schema: Collection[str], reads: Collection[str]) -> str:
-    """Return the nearest name there is; where none that is read is there, the names may be a row of a file without any."""
+    """Return the nearest name there is; where none that is read is there, the names may be a row of values."""
     if any(other in schema for other in reads):
         return nearest(source, schema)
     close = difflib.get_close_matches(source, schema, n=1)

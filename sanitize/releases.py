@@ -11,8 +11,8 @@ learns from elsewhere which of the k stand in both may still subtract. What earl
 therefore be measured together with what this one tells: `earlier_quasi`. A number leaves in one reading only, release
 after release: bins of other edges each time would find it.
 
-Subjects are told by the keyed ids of the recipe's `subject`, whatever the file is called that they come from. Without a
-subject they are numbers of rows, which mean nothing beside another version of the file: such a release is objected to.
+Subjects are told by the keyed ids of the recipe's `subject`, whatever the records are called that they come from.
+Without a subject they are numbers of rows: rows that are exchanged between two versions of a file go unseen then.
 
 Files of the folder, each written whole or not at all:
 
@@ -180,8 +180,11 @@ class Releases:
         definitions = [column for release in self.earlier(records) for column in release.quasi]
         return tuple({digest_of(column): column for column in definitions}.values())
 
-    def check(self, subjects: Subjects, records: Collection[str], k: int) -> tuple[str, ...]:
+    def check(self, subjects: Subjects, records: Collection[str], k: int, *, named: bool = False) -> tuple[str, ...]:
         """Return what speaks against releasing rows of `subjects` after what was released before; nothing if it may be.
+
+        Args:
+            named: the ids are of persons, not of rows: most of them are the same people, whatever the records' name.
 
         Raises:
             EvidenceInvalid: what is kept is corrupt.
@@ -191,7 +194,7 @@ class Releases:
         for release in self._all():
             then = self._ids(release.matrix)
             both = _common(now, then)
-            if not (release.shares(records) or 2 * both > min(len(now), len(then))):
+            if not (release.shares(records) or (named and 2 * both > min(len(now), len(then)))):
                 continue
             added, gone = len(now) - both, len(then) - both
             few = [f"{count:,} {what}" for count, what in ((added, "more"), (gone, "fewer")) if 0 < count < k]
@@ -218,8 +221,6 @@ class Releases:
             if earlier.main == release.main and earlier.subject != release.subject:
                 whose = f"{earlier.subject!r} was" if earlier.subject else "no column was"
                 against.append(f"{beside} its subjects mean nothing: {whose} the subject then; name the same")
-            elif not release.subject and earlier.records.get(release.main) != release.records.get(release.main):
-                against.append(f"{beside} it is made from another version of {release.main!r}; name a `subject`")
             for column, reading in release.readings.items():
                 if earlier.readings.get(column, reading) != reading:
                     then = earlier.readings[column]["treatment"]
@@ -327,9 +328,9 @@ def _release(name: str, content: bytes) -> tuple[Release, str]:
             quasi=tuple(dict(column) for column in raw["quasi"]),
             rows=int(raw["rows"]),
             sequence=int(raw["sequence"]),
-            main=str(raw["main"]),
-            subject=str(raw["subject"]),
-            readings={str(column): dict(reading) for column, reading in raw["readings"].items()},
+            main=str(raw.get("main", "")),
+            subject=str(raw.get("subject", "")),
+            readings={str(column): dict(reading) for column, reading in raw.get("readings", {}).items()},
         ), ids
     except (KeyError, TypeError, ValueError, AttributeError, FabricError):
         raise _corrupt(name, "is no release") from None

@@ -104,7 +104,9 @@ def _check_words(bench: Bench) -> None:
 def _check_names(bench: Bench, source: Source) -> None:
     """Refuse a header that is really a row: the names of columns go into statements."""
     if len({*source.columns}) < len(source.columns):
-        raise InvalidInput(Reason.RECORDS_UNREADABLE, f"records {source.name!r}: two columns share a name", "rename one")
+        raise InvalidInput(
+            Reason.RECORDS_UNREADABLE, f"records {source.name!r}: two columns share a name", "rename one"
+        )
     for position, column in enumerate(source.columns, start=1):
         if found := _looks_like_data(bench, column, _MOST_DIGITS_OF_RECORDS):
             raise InvalidInput(
@@ -147,7 +149,7 @@ def treat(bench: Bench, item: str) -> Facts:
         if bench.columns[name].leveled:
             bench.spool.put_levels(name, unit, list(places))
     bench.spool.sync()
-    few_days = {name: [sorted(few)[:Thresholds().few_days] for few in ends] for name, ends in days.items()}
+    few_days = {name: [sorted(few)[: Thresholds().few_days] for few in ends] for name, ends in days.items()}
     return {"nulls": nulls, "clipped": clipped, "unmatched": unmatched, "days": few_days}
 
 
@@ -156,7 +158,7 @@ def _days(bench: Bench, column: Column, block: pa.Table) -> list[set[int]]:
     key, cells = derived(bench.task.secret, "days"), Block(column=column, table=block, first_row=0)
     ends = [cells.days(source) for source in (column.source, *column.also_reads)]
     known = [np.unique(days[~np.isnat(days)].astype(np.int64)).astype(np.uint64) for days in ends]
-    return [set(np.sort(scrambled(days, key))[:Thresholds().few_days].tolist()) for days in known]
+    return [set(np.sort(scrambled(days, key))[: Thresholds().few_days].tolist()) for days in known]
 
 
 def _keep(bench: Bench, name: str, at: int, made: Made, places: dict[str | None, int]) -> None:

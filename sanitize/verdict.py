@@ -56,6 +56,9 @@ class Thresholds:
         decimals: a thousandth of a degree is a hundred metres.
         levels: more than this many codes is not a category.
         level_share: where half the levels are identifiers, the column is one.
+        even: from this share of the highest entropy its values can have, a column is spread as digits are: amounts,
+            counts and measures lie below it.
+        digits: the entropy, in decimal digits, from which such columns together may be a record number.
         few_days: where one end of a duration lies on fewer days, its minutes tell the other end.
     """
 
@@ -71,6 +74,8 @@ class Thresholds:
     levels: int = 1_000
     level_share: float = 0.5
     few_days: int = 11
+    even: float = 0.95
+    digits: float = 5.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

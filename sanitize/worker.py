@@ -192,13 +192,13 @@ class Sanitizer:
             subject=order.recipe.subject,
             readings=readings_of(order.recipe),
         )
-        against = releases.check(subjects, order.recipe.sources, bench.limits.k)
+        named = bool(order.recipe.subject)
+        against = releases.check(subjects, order.recipe.sources, bench.limits.k, named=named)
         if bench.limits.k > 1:
             against = (*releases.comparable(release), *against)
         if against:
-            raise Refused(
-                Reason.RISK_TOO_HIGH, "; ".join(against), "release the same of the same subjects as before, or many others besides"
-            )
+            way_out = "release the same of the same subjects as before, or many others besides"
+            raise Refused(Reason.RISK_TOO_HIGH, "; ".join(against), way_out)
         releases.propose(release, subjects)
 
     def _statement(
@@ -253,7 +253,9 @@ def _safely(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except FabricError as error:
-        return error
+        # What it was made from, and the frames it came through, hold cells.
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
     except Exception as error:  # noqa: BLE001 - a message of any class may carry a cell
         return Refused(
             Reason.INSPECTION_FAILED,
