@@ -175,8 +175,8 @@ def _spelt(bench: Bench, subjects: int, limits: Thresholds) -> list[str]:
     if distinct_count(rows, bench.rows) <= limits.unique_share * subjects:
         return []
     return [
-        f"the columns {', '.join(map(repr, parts))} side by side tell rows apart as {digits:.0f} digits of a number do: "
-        "round one more coarsely, or leave one inside"
+        f"the columns {', '.join(map(repr, parts))} side by side tell rows apart as {digits:.0f} digits of a number "
+        "would; round one more coarsely, or leave one inside"
     ]
 
 

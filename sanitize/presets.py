@@ -28,6 +28,7 @@ _BIRTH = frozenset({"birth", "birthdate", "birthday", "birthyear", "dob", "yob",
 PERSONS = frozenset(
     {"patient", "person", "member", "customer", "client", "user", "subject", "employee", "individual", "beneficiary"}
 )
+_NUMBERS = frozenset({"nr", "num", "number"})
 _PARTS_OF_NAMES = frozenset({"first", "last", "middle", "given", "family", "prefix", "suffix"})
 
 
@@ -75,10 +76,11 @@ class Preset:
 def words_of(column: str) -> frozenset[str]:
     """Return the words of a column's name, less the records it was joined from: `patients.firstName`, first and name.
 
-    `patientid` counts as `id` too.
+    `patientid` and `patient_number` count as `id` too.
     """
     words = {word.lower() for word in _WORD.findall(column.rsplit(".", 1)[-1])}
-    return frozenset(words | ({"id"} if any(_NUMBERED.search(word) for word in words) else set()))
+    numbered = any(_NUMBERED.search(word) for word in words) or (words & PERSONS and words & _NUMBERS)
+    return frozenset(words | ({"id"} if numbered else set()))
 
 
 def is_birth(column: str) -> bool:

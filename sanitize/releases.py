@@ -200,7 +200,7 @@ class Releases:
             few = [f"{count:,} {what}" for count, what in ((added, "more"), (gone, "fewer")) if 0 < count < k]
             if few:
                 against.append(
-                    f"beside the release {release.matrix[:19]} of the same records it holds {' and '.join(few)} "
+                    f"beside the release {release.matrix[:19]} of the same people it holds {' and '.join(few)} "
                     f"subjects: subtracted, they say what is true of fewer than {k}"
                 )
         return tuple(against)

@@ -38,6 +38,7 @@ def start(bench: Bench, _: str) -> Facts:
         _check_names(bench, source)
     recipe.check(dict.fromkeys(inputs, ""))
     _check_readings(recipe)
+    _check_earlier(bench, inputs)
     if not recipe.subject and bench.limits.k > 1:
         _check_subject(recipe, bench.main.columns)
     if recipe.preset:
@@ -75,6 +76,18 @@ def _check_readings(recipe: Recipe) -> None:
                 "more of it than each",
                 "make one column of it",
             )
+
+
+def _check_earlier(bench: Bench, inputs: Sequence[str]) -> None:
+    """Refuse records that lack what an earlier release told of them: both could not be weighed together."""
+    read = [source for column in bench.task.earlier for source in (column.source, *column.also_reads)]
+    if lacking := sorted({*read} - {*inputs}):
+        raise Refused(
+            Reason.RISK_TOO_HIGH,
+            f"an earlier release of these records told of {', '.join(map(repr, lacking))}, which this recipe cannot "
+            "read: the two cannot be weighed together",
+            "join the records that the earlier recipe joined, under the same names",
+        )
 
 
 def _check_subject(recipe: Recipe, columns: Sequence[str]) -> None:
