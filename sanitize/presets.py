@@ -281,7 +281,7 @@ _VEHICLE = _words("vin plate licenseplate numberplate")
 _DEVICE = _words("serial imei udi macaddress mac")
 _BIOMETRIC = _words("biometric fingerprint voiceprint retina iris faceprint")
 _PHOTO = _words("photo photograph portrait selfie")
-_OTHER = _words("id ids uuid guid identifier username userid login pseudonym barcode")
+_OTHER = _words("id ids uuid guid pid identifier username userid login pseudonym barcode")
 
 _DATES = frozenset({"date", "datetime", "timestamp", "death", "deathdate", "dod", "age"}) | _BIRTH
 _CODE = frozenset({"pseudonymise"})
