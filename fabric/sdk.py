@@ -43,7 +43,7 @@ from sanitize.inspection import Inspector
 from sanitize.recipe import Recipe, parse_recipe
 from sanitize.releases import Releases
 from sanitize.report import report_fragment, report_html
-from sanitize.spool import HELD_BACK, TRAIN, Spool
+from sanitize.spool import HELD_BACK, TRAIN, WORK_LASTS_S, Spool, sweep
 
 
 @dataclass(frozen=True, slots=True)
@@ -454,16 +454,19 @@ class Fabric:
         """Have the pool do the order, and take what it sealed into the home."""
         private = self.session.config.private
         pool = actor.Pool(order, private.resource, private.node_label, size=workers, progress=progress)
-        try:
-            delivery = pool.run()
-            name = digest((delivery.folder / TRAIN / STATEMENT).read_bytes()).removeprefix("sha256:")[:32]
-            folder = self.session.home.keep_matrix(delivery.folder, name)
-        except ClusterUnavailable:
-            raise  # the work stays, so that the same order goes on from there
-        except FabricError:
-            Spool(order.work).clear()
-            raise
-        Spool(order.work).clear()
+        spool = Spool(order.work)
+        sweep(order.work.parent, order.issued_at.timestamp() - WORK_LASTS_S)
+        with spool.alone():  # the same call made twice at once: the second waits, and does it again
+            try:
+                delivery = pool.run()
+                name = digest((delivery.folder / TRAIN / STATEMENT).read_bytes()).removeprefix("sha256:")[:32]
+                folder = self.session.home.keep_matrix(delivery.folder, name)
+            except ClusterUnavailable:
+                raise  # the work stays, so that the same order goes on from there
+            except FabricError:
+                spool.clear()
+                raise
+            spool.clear()
         held = folder / HELD_BACK
         return Matrix(
             SealedMatrix.load(folder / TRAIN, trusted=self.session.trusted),

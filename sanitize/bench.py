@@ -43,7 +43,8 @@ class Bench:
         self.main = task.main
         self.firsts = [0, *accumulate(self.main.units)]
         self.rows = self.firsts[-1]
-        phantoms = [replace(c, name=f"earlier_{i}") for i, c in enumerate(task.earlier)]
+        # "@" is in no name of a recipe, so that no column of the matrix is ever taken for one of an earlier release.
+        phantoms = [replace(c, name=f"@earlier_{i}") for i, c in enumerate(task.earlier)]
         self.columns: dict[str, Column] = {c.name: c for c in (*recipe.columns, *phantoms)}
         self.phantoms = tuple(c.name for c in phantoms)
         self.key = derived(self.main.order_key, f"{task.seed} {recipe.digest} {recipe.purpose}")

@@ -6,6 +6,7 @@ first, never a value. What the cells of a block become depends on these cells al
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -73,7 +74,7 @@ class Block:
         """
         cells = self._cells(self.column.source)
         if not (_is_string(cells.type) or _is_bytes(cells.type) or cells.null_count == len(cells)):
-            raise refused(self.column, f"its cells are {cells.type}, not text")
+            raise refused(self.column, f"its cells are {type_name(cells.type)}, not text")
         try:
             return _whole(cells.cast(pa.large_string()))
         except pa.ArrowException:
@@ -89,7 +90,7 @@ class Block:
         try:
             return distinct(cells)
         except (pa.ArrowException, ValueError):
-            raise refused(self.column, f"cells of type {cells.type} have no levels") from None
+            raise refused(self.column, f"cells of type {type_name(cells.type)} have no levels") from None
 
     def years(self) -> Reals:
         """Return the year of each date.
@@ -97,7 +98,7 @@ class Block:
         Raises:
             Refused: `COLUMN_REFUSED`.
         """
-        days = self._days(self.column.source)
+        days = self.days(self.column.source)
         return _or_nan(days, _calendar(days) // 10_000)
 
     def ages(self, treatment: Age) -> Reals:
@@ -106,16 +107,24 @@ class Block:
         Raises:
             Refused: `COLUMN_REFUSED`.
         """
-        born = self._days(self.column.source)
+        born = self.days(self.column.source)
         if isinstance(treatment.at, date):
             at: Times = np.full(len(born), np.datetime64(treatment.at, "D"))
         else:
-            at = self._days(treatment.at)
+            at = self.days(treatment.at)
         ages = _or_nan(at, _or_nan(born, (_calendar(at) - _calendar(born)) // 10_000))
         if (unborn := ages < 0).any():
             raise self.misfit(unborn, "lie before the birth date")
         banded = ages if treatment.band is None else np.floor(ages / treatment.band) * treatment.band
         return np.where(ages >= _OLDEST, float(_OLDEST), banded)
+
+    def days(self, source: str) -> Times:
+        """Return the days of `source`, those of times with a zone in UTC.
+
+        Raises:
+            Refused: `COLUMN_REFUSED`.
+        """
+        return self._moments(source).astype("datetime64[D]")
 
     def minutes(self, treatment: Duration) -> Reals:
         """Return the minutes from each time to the other.
@@ -184,16 +193,13 @@ class Block:
 
     def _no_numbers(self, cells: pa.ChunkedArray) -> Refused:
         if not _is_string(cells.type):
-            return refused(self.column, f"its cells are {cells.type}, not numbers")
+            return refused(self.column, f"its cells are {type_name(cells.type)}, not numbers")
         text = _marks(pc.invert(pc.match_substring_regex(cells.cast(pa.large_string()), _NUMBER)))
         if not text.any():
             return refused(self.column, "its cells are numbers written as text")
         first = self.first_row + int(np.argmax(text))
         what = f"{int(text.sum()):,} of {len(cells):,} cells are text, not numbers, the first in row {first:,}"
         return refused(self.column, what)
-
-    def _days(self, source: str) -> Times:
-        return self._moments(source).astype("datetime64[D]")
 
     def _moments(self, source: str) -> Times:
         """Return the times of `source` to the microsecond, those with a zone in UTC."""
@@ -224,6 +230,11 @@ def distinct(cells: pa.ChunkedArray) -> tuple[Places, pa.LargeStringArray]:
         cells = cells.cast(pa.large_string())
     coded = _whole(cells).dictionary_encode(null_encoding="encode")
     return coded.indices.to_numpy(), coded.dictionary.cast(pa.large_string())
+
+
+def type_name(kind: pa.DataType) -> str:
+    """Return a type's name without what its writer put into it: names of fields, a time zone, an extension's name."""
+    return re.split(r"[<\[(]", str(kind), maxsplit=1)[0]
 
 
 def merged(places: Places, texts: pa.Array) -> tuple[Places, pa.LargeStringArray]:

@@ -447,8 +447,20 @@ def _pieces_of_plain(text: str) -> set[str]:
 
 
 def _as_it_looks(text: str) -> str:
-    """Return a text with its look-alike characters (full-width digits) made plain and the invisible ones dropped."""
-    return "".join(c for c in unicodedata.normalize("NFKC", text) if unicodedata.category(c) != "Cf")
+    """Return a text with look-alike characters made plain (digits of any script, dashes), and unseen ones dropped."""
+    return "".join(map(_plain_character, unicodedata.normalize("NFKC", text)))
+
+
+def _plain_character(character: str) -> str:
+    match unicodedata.category(character):
+        case "Nd":
+            return str(unicodedata.decimal(character))
+        case "Pd":
+            return "-"
+        case "Cf" | "Mn" | "Me":
+            return ""
+        case _:
+            return character
 
 
 def _whole(values: pa.Array | pa.ChunkedArray) -> pa.Array:

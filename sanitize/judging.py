@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
@@ -14,7 +15,7 @@ from fabric.errors import Reason, Refused
 from sanitize.bench import SUBJECT, Bench, Facts, Values
 from sanitize.counting import distinct, distinct_count, pairs_of
 from sanitize.inspection import ColumnFindings
-from sanitize.recipe import Clip, Column, Keep, Pseudonymise
+from sanitize.recipe import Clip, Column, Duration, Keep, Pseudonymise, Vectorise
 from sanitize.verdict import Shape, Thresholds, is_code, objections
 
 
@@ -38,9 +39,26 @@ def inspect(bench: Bench, outgoing: str) -> Facts:
         "span": [min(ends, default=0.0), max(ends, default=0.0)],
         "decimals": decimals,
         "key": _matches_key(bench, outgoing, column),
+        "digits": _digits(bench, outgoing, column, count),
         "findings": asdict(ColumnFindings.merge(*found)),
         "levels": _levels(bench, column),
     }
+
+
+def _digits(bench: Bench, outgoing: str, column: Column, count: int) -> float:
+    """Return how many decimal digits a column tells whose values are all about as frequent, as those of a number are.
+
+    It is the entropy of its values to the base 10. Measures are not spread evenly: they count nothing.
+    """
+    if isinstance(column.treatment, Pseudonymise | Vectorise) or not 8 <= count <= min(10_000, bench.rows // 2):
+        return 0.0
+    held: Counter[float] = Counter()
+    for values in bench.pieces(outgoing):
+        counted = pc.value_counts(pa.array(values[_known(values)]))
+        held.update(dict(zip(*(counted.field(part).to_pylist() for part in (0, 1)), strict=True)))
+    shares = np.array([*held.values()]) / held.total()
+    told = float(-(shares * np.log10(shares)).sum())
+    return told if told >= Thresholds().even * np.log10(count) else 0.0
 
 
 def _levels(bench: Bench, column: Column) -> Facts | None:
@@ -124,7 +142,9 @@ def judge(bench: Bench, _: str) -> Facts:
             subject_known=bool(bench.task.recipe.subject),
             limits=limits,
         )
+        wrong += _anchored(bench, column, limits.few_days)
         against += [f"column {outgoing!r} (from {column.source!r}): {reason}" for reason in wrong]
+    against += _spelt(bench, subjects, limits)
     if against:
         raise Refused(Reason.COLUMN_REFUSED, "; ".join(against), "change the recipe; nothing was sealed")
     weighed = bench.weighed()
@@ -136,6 +156,40 @@ def judge(bench: Bench, _: str) -> Facts:
             or "make the quasi-identifiers coarser, the sensitive columns finer, or leave one inside",
         )
     return {}
+
+
+def _spelt(bench: Bench, subjects: int, limits: Thresholds) -> list[str]:
+    """Return what speaks against columns that side by side are the digits, or the words, of one number."""
+    parts = [name for name in bench.task.recipe.outgoing if bench.facts("inspect", name)["digits"]]
+    digits = sum(bench.facts("inspect", name)["digits"] for name in parts)
+    if len(parts) < 2 or digits < limits.digits:
+        return []
+
+    def rows() -> Iterator[Values]:
+        for several in zip(*(bench.pieces(name) for name in parts), strict=True):
+            words = np.zeros(len(several[0]), dtype=np.uint64)
+            for values in several:
+                words = pairs_of(values, words)
+            yield words
+
+    if distinct_count(rows, bench.rows) <= limits.unique_share * subjects:
+        return []
+    return [
+        f"the columns {', '.join(map(repr, parts))} side by side tell rows apart as {digits:.0f} digits of a number "
+        "would; round one more coarsely, or leave one inside"
+    ]
+
+
+def _anchored(bench: Bench, column: Column, few_days: int) -> tuple[str, ...]:
+    """Return what speaks against a duration of which one end is always on the same few days: it tells the other."""
+    if not isinstance(column.treatment, Duration):
+        return ()
+    units = [bench.facts("treat", str(unit))["days"][column.name] for unit in range(len(bench.main.units))]
+    few = [len({day for unit in units for day in unit[end]}) < few_days for end in (0, 1)]
+    if few[0] == few[1]:
+        return ()
+    fixed, told = (column.source, column.treatment.until) if few[0] else (column.treatment.until, column.source)
+    return (f"{fixed!r} lies on fewer than {few_days} days, so the minutes tell {told!r} itself; use year or age",)
 
 
 def _shape(bench: Bench, column: Column, found: Facts) -> Shape:

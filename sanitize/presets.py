@@ -25,6 +25,10 @@ _NUMBERED = re.compile(
     r"|provider|household)(id|nr|num|number|key)\Z"
 )
 _BIRTH = frozenset({"birth", "birthdate", "birthday", "birthyear", "dob", "yob", "born", "geburtsdatum"})
+PERSONS = frozenset(
+    {"patient", "person", "member", "customer", "client", "user", "subject", "employee", "individual", "beneficiary"}
+)
+_NUMBERS = frozenset({"nr", "num", "number"})
 _PARTS_OF_NAMES = frozenset({"first", "last", "middle", "given", "family", "prefix", "suffix"})
 
 
@@ -72,15 +76,21 @@ class Preset:
 def words_of(column: str) -> frozenset[str]:
     """Return the words of a column's name, less the records it was joined from: `patients.firstName`, first and name.
 
-    `patientid` counts as `id` too.
+    `patientid` and `patient_number` count as `id` too.
     """
     words = {word.lower() for word in _WORD.findall(column.rsplit(".", 1)[-1])}
-    return frozenset(words | ({"id"} if any(_NUMBERED.search(word) for word in words) else set()))
+    numbered = any(_NUMBERED.search(word) for word in words) or (words & PERSONS and words & _NUMBERS)
+    return frozenset(words | ({"id"} if numbered else set()))
 
 
 def is_birth(column: str) -> bool:
     """Say whether `column` is named after a birth date."""
     return bool(words_of(column) & _BIRTH)
+
+
+def is_person(column: str) -> bool:
+    """Say whether `column` is named after a person: `patient`, `member_id`, `customerid`."""
+    return any(word.removesuffix("id") in PERSONS for word in words_of(column))
 
 
 def check_preset(recipe: Recipe, columns: Sequence[str]) -> None:
@@ -271,7 +281,7 @@ _VEHICLE = _words("vin plate licenseplate numberplate")
 _DEVICE = _words("serial imei udi macaddress mac")
 _BIOMETRIC = _words("biometric fingerprint voiceprint retina iris faceprint")
 _PHOTO = _words("photo photograph portrait selfie")
-_OTHER = _words("id ids uuid guid identifier username userid login pseudonym barcode")
+_OTHER = _words("id ids uuid guid pid identifier username userid login pseudonym barcode")
 
 _DATES = frozenset({"date", "datetime", "timestamp", "death", "deathdate", "dod", "age"}) | _BIRTH
 _CODE = frozenset({"pseudonymise"})

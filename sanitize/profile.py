@@ -19,14 +19,10 @@ from fabric.errors import InvalidInput, Reason, nearest
 from sanitize.facts import Inspecting, Sampled, Scale, codes_of, facts_of, scale_of
 from sanitize.keys import KeyMatch, Span, find_keys, find_spans
 from sanitize.kinds import Facts, Kind, Shape, kind_of
-from sanitize.presets import words_of
+from sanitize.presets import PERSONS, is_person, words_of
 
 ONE = "records"
 """What a single table is called that was given without a name."""
-
-_PERSON = frozenset(
-    {"patient", "person", "member", "customer", "client", "user", "subject", "employee", "individual", "beneficiary"}
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +180,11 @@ def _found_subject(sample: pa.Table, name: str, matches: Sequence[KeyMatch]) -> 
     """Return the column of the first table that names a person: by the records it refers to, or by its own name."""
     own = [match for match in matches if match.records == name]
     for match in own:
-        if words_of(match.to_records) & {*_PERSON, *(f"{word}s" for word in _PERSON)}:
+        if words_of(match.to_records) & {*PERSONS, *(f"{word}s" for word in PERSONS)}:
             return match.column
     for column in map(str, sample.column_names):
-        words = words_of(column)
-        person = any(word.removesuffix("id") in _PERSON for word in words)
-        if person and not sample.column(column).null_count and (words & {"id"} or any(m.column == column for m in own)):
+        key = "id" in words_of(column) or any(m.column == column for m in own)
+        if is_person(column) and key and not sample.column(column).null_count:
             return column
     return ""
 

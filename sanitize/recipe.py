@@ -6,9 +6,10 @@ as text, so that a recipe's digest is the same everywhere and no float enters th
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from datetime import date
 from decimal import Decimal
@@ -252,7 +253,7 @@ class Recipe:
                 raise InvalidInput(
                     Reason.COLUMN_MISSING,
                     f"recipe {self.name!r}: {reader} reads {source!r}, which the records do not have",
-                    nearest(source, schema),
+                    _nearest_there(source, schema, self.reads()),
                 )
 
     def to_json(self) -> dict[str, Any]:
@@ -315,6 +316,14 @@ def parse_recipe(text: str, *, source: str) -> Recipe:
     except InvalidInput as wrong:
         message = wrong.message if wrong.message.startswith(source) else f"{source}: {wrong.message}"
         raise InvalidInput(wrong.reason, message, wrong.hint) from None
+
+
+def _nearest_there(source: str, schema: Collection[str], reads: Collection[str]) -> str:
+    """Return the nearest name there is; where none that is read is there, the names may be a row of values."""
+    if any(other in schema for other in reads):
+        return nearest(source, schema)
+    close = difflib.get_close_matches(source, schema, n=1)
+    return f"did you mean {close[0]!r}?" if close else "none of what the recipe reads is there: is there a header line?"
 
 
 def _column(name: str, table: Mapping[str, Any], where: str) -> Column:

@@ -8,7 +8,11 @@ Denning, Denning & Schwartz 1979; Denning & Schlorer 1980). So the subjects of t
 are in the one and not in the other. Limits of the rule: it compares releases two by two, not with what several earlier
 ones say together; it sees subjects, not rows, so a further row of a subject who was there before goes unseen; and who
 learns from elsewhere which of the k stand in both may still subtract. What earlier releases tell of a row must
-therefore be measured together with what this one tells: `earlier_quasi`.
+therefore be measured together with what this one tells: `earlier_quasi`. A number leaves in one reading only, release
+after release: bins of other edges each time would find it.
+
+Subjects are told by the keyed ids of the recipe's `subject`, whatever the records are called that they come from.
+Without a subject they are numbers of rows: rows that are exchanged between two versions of a file go unseen then.
 
 Files of the folder, each written whole or not at all:
 
@@ -28,7 +32,7 @@ import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -61,6 +65,9 @@ class Release:
         recipe: the recipe's digest.
         quasi: definitions of its quasi-identifiers, as the recipe's JSON has them.
         sequence: how many releases of these records had crossed when this one was checked.
+        main: the name of the records that the recipe starts from.
+        subject: the column that says whose row it is; empty if every row was another subject.
+        readings: for each number that left, its column (`<records>.<column>`), and the treatment with its settings.
     """
 
     matrix: str
@@ -70,6 +77,9 @@ class Release:
     quasi: tuple[Mapping[str, Any], ...]
     rows: int
     sequence: int
+    main: str = ""
+    subject: str = ""
+    readings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not _DIGEST.match(self.matrix) or not self.records:
@@ -85,6 +95,9 @@ class Release:
             "quasi": [dict(column) for column in self.quasi],
             "rows": self.rows,
             "sequence": self.sequence,
+            "main": self.main,
+            "subject": self.subject,
+            "readings": {column: dict(reading) for column, reading in self.readings.items()},
         }
 
     def shares(self, records: Collection[str]) -> bool:
@@ -167,25 +180,52 @@ class Releases:
         definitions = [column for release in self.earlier(records) for column in release.quasi]
         return tuple({digest_of(column): column for column in definitions}.values())
 
-    def check(self, subjects: Subjects, records: Collection[str], k: int) -> tuple[str, ...]:
+    def check(self, subjects: Subjects, records: Collection[str], k: int, *, named: bool = False) -> tuple[str, ...]:
         """Return what speaks against releasing rows of `subjects` after what was released before; nothing if it may be.
+
+        Args:
+            named: the ids are of persons, not of rows: most of them are the same people, whatever the records' name.
 
         Raises:
             EvidenceInvalid: what is kept is corrupt.
         """
         now = _sorted(subjects)
         against = []
-        for release in self.earlier(records):
+        for release in self._all():
             then = self._ids(release.matrix)
             both = _common(now, then)
+            if not (release.shares(records) or (named and 2 * both > min(len(now), len(then)))):
+                continue
             added, gone = len(now) - both, len(then) - both
             few = [f"{count:,} {what}" for count, what in ((added, "more"), (gone, "fewer")) if 0 < count < k]
             if few:
                 against.append(
-                    f"beside the release {release.matrix[:19]} of the same records it holds {' and '.join(few)} "
+                    f"beside the release {release.matrix[:19]} of the same people it holds {' and '.join(few)} "
                     f"subjects: subtracted, they say what is true of fewer than {k}"
                 )
         return tuple(against)
+
+    def comparable(self, release: Release) -> tuple[str, ...]:
+        """Return why `release` cannot be held against what was released before; nothing if it can be.
+
+        Raises:
+            EvidenceInvalid: what is kept is corrupt.
+        """
+        against = []
+        for earlier in self._all():
+            beside = f"beside the release {earlier.matrix[:19]}"
+            if not release.shares(earlier.records) and {*release.records.values()} & {*earlier.records.values()}:
+                against.append(f"{beside} it reads a file under another name than then; call it {earlier.main!r} again")
+            if not release.shares(earlier.records):
+                continue
+            if earlier.main == release.main and earlier.subject != release.subject:
+                whose = f"{earlier.subject!r} was" if earlier.subject else "no column was"
+                against.append(f"{beside} its subjects mean nothing: {whose} the subject then; name the same")
+            for column, reading in release.readings.items():
+                if earlier.readings.get(column, reading) != reading:
+                    then = earlier.readings[column]["treatment"]
+                    against.append(f"{beside} it tells more of {column!r}, which left by {then} of other settings")
+        return tuple(dict.fromkeys(against))
 
     def _all(self) -> Iterator[Release]:
         for entry in self._index():
@@ -288,6 +328,9 @@ def _release(name: str, content: bytes) -> tuple[Release, str]:
             quasi=tuple(dict(column) for column in raw["quasi"]),
             rows=int(raw["rows"]),
             sequence=int(raw["sequence"]),
+            main=str(raw.get("main", "")),
+            subject=str(raw.get("subject", "")),
+            readings={str(column): dict(reading) for column, reading in raw.get("readings", {}).items()},
         ), ids
     except (KeyError, TypeError, ValueError, AttributeError, FabricError):
         raise _corrupt(name, "is no release") from None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 
 from fabric.errors import Reason, Refused
 from sanitize.bench import AGAIN, FIRST, SUBJECT, Bench, Facts, Values, again
 from sanitize.counting import distinct_count, holders_of_levels
-from sanitize.recipe import Column, Pseudonymise
+from sanitize.recipe import Column, Encode, Prefix, Pseudonymise
 from sanitize.spool import STRIDE
 from sanitize.treatment import settle
 
@@ -28,7 +28,7 @@ def settle_again(bench: Bench, name: str) -> Facts:
 
 
 def _settle(bench: Bench, name: str, target: str, dictionary: int) -> Facts:
-    column = bench.columns[name]
+    column = _held(bench.columns[name], bench.limits.k)
     levels, tables = _levels(bench, name)
     holders = _holders(bench, name, tables, len(levels))
 
@@ -53,6 +53,14 @@ def _settle(bench: Bench, name: str, target: str, dictionary: int) -> Facts:
     if not isinstance(column.treatment, Pseudonymise):
         bench.spool.put_levels(name, dictionary, settled.names)
     return {"note": asdict(bench.note_with(column, settled))}
+
+
+def _held(column: Column, k: int) -> Column:
+    """Return the column with levels of fewer than `k` subjects folded: a recipe can only be stricter."""
+    treatment = column.treatment
+    if not isinstance(treatment, Encode | Prefix) or treatment.min_count >= k:
+        return column
+    return replace(column, treatment=replace(treatment, min_count=k))
 
 
 def _levels(bench: Bench, name: str) -> tuple[list[str | None], list[Values]]:

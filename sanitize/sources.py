@@ -32,6 +32,9 @@ UNIT_ROWS = 524_288
 BLOCK_ROWS = 131_072
 """How many rows are in memory at a time."""
 
+Identity = tuple[int, int, int, int, int]
+"""A file's device, inode, size, and the times when its content and its inode changed; the last cannot be set back."""
+
 _READ = 8 << 20
 _SUFFIXES = (".csv", ".parquet", ".arrow")
 _MAX_NAME = 128
@@ -89,7 +92,7 @@ class FileSource:
     Attributes:
         parts: for each unit, the row groups or record batches that are in it.
         types: for text that is numbers or times, its place in the list of types.
-        identity: of the file as it was opened: device, inode, size, time of change.
+        identity: of the file as it was opened.
     """
 
     name: str
@@ -101,7 +104,7 @@ class FileSource:
     units: tuple[int, ...]
     parts: tuple[tuple[int, int], ...]
     types: Mapping[str, int]
-    identity: tuple[int, int, int, int]
+    identity: Identity
 
     def read(self, unit: int, columns: Sequence[str]) -> Iterator[pa.Table]:
         """Yield the unit's rows in blocks.
@@ -119,9 +122,10 @@ class FileSource:
                 for block in blocks(file, range(first, last), list(columns)):
                     rows += block.num_rows
                     yield _plain(self._typed(block))
-        except (pa.ArrowException, ValueError, OSError):
+        except (pa.ArrowException, ValueError, KeyError, OSError):
             raise _unreadable(self.name, "the file cannot be read to its end", "write it again") from None
-        if rows != self.units[unit]:
+        # A file that is mapped shows what is written into it while it is read.
+        if rows != self.units[unit] or identity(self.path) != self.identity:
             raise _changed(self.name)
 
     def _typed(self, block: pa.Table) -> pa.Table:
@@ -194,19 +198,19 @@ def _facts(file: io.BufferedReader) -> _Facts:
     )  # fmt: skip
 
 
-def identity(path: Path) -> tuple[int, int, int, int]:
-    """Return what changes when a file is written to: device, inode, size, time of change; zeros if it is not there."""
+def identity(path: Path) -> Identity:
+    """Return what changes when a file is written to, or zeros if it is not there."""
     try:
         return _stat(path.stat())
     except OSError:
-        return (0, 0, 0, 0)
+        return (0, 0, 0, 0, 0)
 
 
-def _stat(found: os.stat_result) -> tuple[int, int, int, int]:
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+def _stat(found: os.stat_result) -> Identity:
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _open_binary(path: Path, name: str, kind: str, facts: _Facts, identity: tuple[int, int, int, int]) -> FileSource:
+def _open_binary(path: Path, name: str, kind: str, facts: _Facts, identity: Identity) -> FileSource:
     marks = (b"PAR1", b"PAR1", "Parquet") if kind == ".parquet" else (b"ARROW1\0\0", b"ARROW1", "an Arrow file")
     head, foot, called = marks
     if not facts.head.startswith(head):

@@ -7,11 +7,13 @@ bytes, so it does no harm if two workers do it.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,15 @@ import numpy as np
 import pyarrow as pa
 
 from fabric.artifacts import chunk_name
+from fabric.errors import FabricError, Reason
 
 TRAIN, HELD_BACK = "matrix", "held-back"
 
 STRIDE = 1 << 20
 """How many rows of a column are read at a time."""
+
+WORK_LASTS_S = 7 * 24 * 3600
+"""How long work that was stopped is kept, so that it can go on; raw levels lie in it."""
 
 Column = np.ndarray[Any, Any]
 
@@ -45,6 +51,32 @@ class Spool:
         inner = ("marks", "levels", "sealed", f"sealed/{TRAIN}", f"sealed/{HELD_BACK}")
         for part in (self.folder, *(self.folder / name for name in inner)):
             part.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Wait until no other driver works in the folder, and keep others out meanwhile.
+
+        The lock lies beside the folder, which may be removed; it is gone when its holder is, however that ended.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        try:
+            self.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            lock = os.open(self._lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            raise FabricError(
+                Reason.EVIDENCE_UNWRITABLE, f"cannot write to {self.folder.parent}", "make the folder writable"
+            ) from None
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(lock)
+
+    @property
+    def _lock(self) -> Path:
+        return self.folder.with_name(f"{self.folder.name}.lock")
 
     def clear(self) -> None:
         """Remove everything, raw levels included."""
@@ -126,3 +158,25 @@ class Spool:
 
     def _path(self, name: str) -> Path:
         return self.folder / f"{name}.col"
+
+
+def sweep(folder: Path, before: float) -> int:
+    """Remove work that nobody does and nobody touched since `before`, seconds since 1970; return how much it was.
+
+    Work that a crash stopped holds raw levels, and a CSV written again; it is kept only so that it can go on.
+    """
+    removed = 0
+    for work in sorted(path for path in folder.glob("*") if path.is_dir() and not path.is_symlink()):
+        spool = Spool(work)
+        try:
+            lock = os.open(spool._lock, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if max(path.stat().st_mtime for path in (work, *work.glob("*"))) < before:
+                    spool.clear()
+                    removed += 1
+            finally:
+                os.close(lock)
+        except OSError:
+            continue  # somebody works there, or has just removed it
+    return removed

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
+from fabric.artifacts import digest_of
 from fabric.errors import InvalidInput, Reason, Refused
 from sanitize.blocks import Block, Ints, Places, Reals, distinct
 from sanitize.keyed import TOKEN_BITS, VECTOR_STEPS, noisy_steps, on_grid, tokens, vectors
@@ -60,7 +61,7 @@ class Secrets:
     """Two keys of 32 bytes.
 
     Attributes:
-        rows: of these records, this recipe and this seed; noise comes from it.
+        rows: of these very records; noise comes from it.
         purpose: of this purpose; tokens and vectors come from it, so a model can read later rows.
     """
 
@@ -201,7 +202,8 @@ def _measure(cells: Block, secrets: Secrets) -> tuple[Reals, int]:
             return _clipped(cells.reals(), treatment.low, treatment.high)
         case Perturb():
             held, clipped = _clipped(cells.reals(), treatment.low, treatment.high)
-            key = derived(secrets.rows, f"perturb {cells.column.name}")
+            # A column's own key for each setting: the same noise at two scales would cancel itself out.
+            key = derived(secrets.rows, f"perturb {cells.column.source} {digest_of(cells.column.settings())}")
             return on_grid(noisy_steps(held, treatment, first_row=cells.first_row, key=key), treatment.to), clipped
         case _:
             return cells.reals(), 0

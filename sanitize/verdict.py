@@ -18,11 +18,11 @@ and what is known of its levels. Each can only make the column's fate stricter. 
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 
 from sanitize.inspection import ColumnFindings
-from sanitize.recipe import Age, Bin, Clip, Column, Encode, Grid, Keep, Prefix, Pseudonymise
+from sanitize.presets import is_birth, words_of
+from sanitize.recipe import Age, Bin, Clip, Column, Duration, Encode, Grid, Keep, Perturb, Prefix, Pseudonymise, Round
 
 _DIRECT = frozenset(
     {
@@ -30,12 +30,12 @@ _DIRECT = frozenset(
         *("passport", "license", "licence", "drivers", "dl"),
         *("name", "surname", "maiden", "email", "phone", "telephone", "fax", "url", "ip"),
         *("address", "fips"),
+        *("firstname", "lastname", "fullname", "nickname", "username", "login", "pid", "guid"),
+        *("cellphone", "phonenumber", "msisdn", "imei", "vin", "creditcard", "hicn"),
     }
 )
 _POSTCODES = frozenset({"zip", "zipcode", "postcode", "postal"})
 _COORDINATES = frozenset({"lat", "latitude", "lon", "lng", "longitude"})
-_BIRTH = frozenset({"birth", "birthdate", "birthday", "dob"})
-_WORD = re.compile(r"[a-z]+|[A-Z]+(?![a-z])|[A-Z][a-z]+")
 _WAY_OUT = "round or bin it more coarsely, or leave it inside"
 
 
@@ -56,6 +56,10 @@ class Thresholds:
         decimals: a thousandth of a degree is a hundred metres.
         levels: more than this many codes is not a category.
         level_share: where half the levels are identifiers, the column is one.
+        even: from this share of the highest entropy its values can have, a column is spread as digits are: amounts,
+            counts and measures lie below it.
+        digits: the entropy, in decimal digits, from which such columns together may be a record number.
+        few_days: where one end of a duration lies on fewer days, its minutes tell the other end.
     """
 
     phone_share: float = 0.10
@@ -69,6 +73,9 @@ class Thresholds:
     decimals: int = 3
     levels: int = 1_000
     level_share: float = 0.5
+    few_days: int = 11
+    even: float = 0.95
+    digits: float = 5.9
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,16 +121,21 @@ def objections(
 
 
 def _named(column: Column) -> list[str]:
-    words = {word.lower() for word in _WORD.findall(column.source.rsplit(".", 1)[-1])}
+    return [why for source in (column.source, *column.also_reads) for why in _named_after(column, source)]
+
+
+def _named_after(column: Column, source: str) -> list[str]:
+    words = words_of(source)
     for direct, cure, way_out in (
         (_DIRECT, None, "leave it inside, or pseudonymise it"),
         (_POSTCODES, Prefix, "use the treatment prefix"),
         (_COORDINATES, Grid, "use the treatment grid"),
     ):
         if (found := words & direct) and not (cure and isinstance(column.treatment, cure)):
-            return [f"{column.source!r} is named after a direct identifier ({', '.join(sorted(found))}); {way_out}"]
-    if words & _BIRTH and not isinstance(column.treatment, Age | Bin):
-        return [f"{column.source!r} is named after a birth date; use the treatment age"]
+            return [f"{source!r} is named after a direct identifier ({', '.join(sorted(found))}); {way_out}"]
+    age = isinstance(column.treatment, Age | Bin) and source == column.source
+    if is_birth(source) and not age:
+        return [f"{source!r} is named after a birth date; use the treatment age"]
     return []
 
 
@@ -154,9 +166,17 @@ def _shaped(column: Column, shape: Shape, limits: Thresholds) -> list[str]:
         against.append(f"{shape.distinct:,} distinct values among {shape.holders:,}: it tells rows apart; {_WAY_OUT}")
     if shape.distinct >= limits.sparse_distinct and shape.steps > limits.sparse * shape.distinct:
         against.append(f"its {shape.distinct:,} distinct values lie far apart, as record numbers do; {_WAY_OUT}")
-    if fine and shape.decimals > limits.decimals:
-        against.append(f"it has values with {shape.decimals} decimals; {_WAY_OUT}")
+    decimals = shape.decimals if fine else _decimals_of(column)
+    if decimals > limits.decimals:
+        against.append(f"it has values with {decimals} decimals; {_WAY_OUT}")
     return against
+
+
+def _decimals_of(column: Column) -> int:
+    """Return how many decimals a recipe's step leaves: fine steps keep what rounding should take away."""
+    if not isinstance(column.treatment, Round | Perturb | Duration):
+        return 0
+    return max(0, -int(column.treatment.to.normalize().as_tuple().exponent))
 
 
 def _leveled(levels: ColumnFindings, subject_known: bool, limits: Thresholds) -> list[str]:

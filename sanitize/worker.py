@@ -32,6 +32,7 @@ from sanitize.spool import TRAIN, Spool
 from sanitize.stages import do
 from sanitize.surrogates import Surrogates
 from sanitize.task import Task
+from sanitize.treating import readings_of
 
 STATEMENT = "statement.json"
 _VERSIONED = ("zonefabric", "presidio-analyzer", "phonenumbers", "regex", "tldextract", "pyarrow", "numpy")
@@ -177,10 +178,6 @@ class Sanitizer:
         """
         order, releases = self.order, Releases(self.order.releases)
         subjects = subjects_of(bench)
-        if against := releases.check(subjects, order.recipe.sources, bench.limits.k):
-            raise Refused(
-                Reason.RISK_TOO_HIGH, "; ".join(against), "release the same subjects as before, or many others besides"
-            )
         quasi = {name for name in bench.weighed()["quasi"] if name not in bench.phantoms}
         chunks = {chunk_name(index): chunk for index, chunk in enumerate(finished.digests[TRAIN])}
         release = Release(
@@ -191,7 +188,17 @@ class Sanitizer:
             quasi=tuple(column.to_json() for column in order.recipe.columns if quasi & {*column.outgoing}),
             rows=finished.rows[TRAIN],
             sequence=order.sequence,
+            main=order.recipe.records,
+            subject=order.recipe.subject,
+            readings=readings_of(order.recipe),
         )
+        named = bool(order.recipe.subject)
+        against = releases.check(subjects, order.recipe.sources, bench.limits.k, named=named)
+        if bench.limits.k > 1:
+            against = (*releases.comparable(release), *against)
+        if against:
+            way_out = "release the same of the same subjects as before, or many others besides"
+            raise Refused(Reason.RISK_TOO_HIGH, "; ".join(against), way_out)
         releases.propose(release, subjects)
 
     def _statement(
@@ -246,7 +253,9 @@ def _safely(work: Callable[[], Any]) -> Any:
     try:
         return work()
     except FabricError as error:
-        return error
+        # What it was made from, and the frames it came through, hold cells.
+        error.__cause__ = error.__context__ = None
+        return error.with_traceback(None)
     except Exception as error:  # noqa: BLE001 - a message of any class may carry a cell
         return Refused(
             Reason.INSPECTION_FAILED,

@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from fabric.errors import InvalidInput, Reason, Refused
-from sanitize import verdict
+from sanitize import presets, verdict
 from sanitize.presets import GDPR, HIPAA, PRESETS, check_preset, describe, objections, words_of
 from sanitize.recipe import (
     Age,
@@ -169,7 +169,7 @@ def test_a_recipe_that_names_no_preset_is_not_held_to_one():
 
 
 def test_every_word_that_the_verdict_takes_for_an_identifier_is_in_both_presets():
-    for word in verdict._DIRECT | verdict._POSTCODES | verdict._COORDINATES | verdict._BIRTH:
+    for word in verdict._DIRECT | verdict._POSTCODES | verdict._COORDINATES | presets._BIRTH:
         assert PRESETS[HIPAA].named(word) is not None, word
     for word in verdict._DIRECT | verdict._POSTCODES | verdict._COORDINATES:
         assert PRESETS[GDPR].named(word) is not None, word

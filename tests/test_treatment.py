@@ -636,8 +636,8 @@ def test_noise_is_the_same_whatever_the_value():
 
 def test_two_columns_have_noise_of_their_own():
     """Else the difference of the two would be that of the values."""
-    column = Column(name="y", source="a", treatment=PERTURB, role=Role.FEATURE)
-    other = make(column, pa.table({"a": np.full(1_000, 50.0)}), first_row=0, secrets=SECRETS).values["y"] - 50.0
+    column = Column(name="x", source="b", treatment=PERTURB, role=Role.FEATURE)
+    other = make(column, pa.table({"b": np.full(1_000, 50.0)}), first_row=0, secrets=SECRETS).values["x"] - 50.0
     assert (noise(1_000) == other).mean() < 0.05
 
 
