@@ -1,7 +1,8 @@
 """Captures: everything that would cross with a function, found by walking it before it is pickled.
 
 Closed by default: what is not known to be plain is refused. A function or class of an approved module crosses as its
-name; every other one is walked, because it crosses as its bytes.
+name; every other one is walked, because it crosses as its bytes. A captured value must be written in the program that
+captures it: one that the program computed may be data, and only a few short ones may cross.
 """
 
 from __future__ import annotations
@@ -27,9 +28,11 @@ from types import (
 from typing import Any, NamedTuple
 
 from fabric.approved import is_approved, is_installed, reference
-from fabric.constants import NO_DATA, Constants, Problem
+from fabric.bytecode import MAX_UNREACHED_BYTES, unreached_bytes
+from fabric.constants import NO_DATA, Constants, Problem, is_setting
 from fabric.datatypes import INSIDE, SINGLETONS, is_rows, leaves, object_problem, public_name
 from fabric.errors import Reason
+from fabric.literals import Program
 from fabric.xray import Capture
 
 _SCALARS = (str, bytes, int, float, complex)
@@ -51,6 +54,10 @@ _CLASS_PLUMBING = {
 _DESCRIPTORS = (MemberDescriptorType, GetSetDescriptorType)
 _NAME_LISTS = {"__dataclass_fields__", "__slots__", "__match_args__", "__static_attributes__", "_member_names_"}
 _METHODS = (FunctionType, staticmethod, classmethod, property)
+_CAPTURED = {
+    *("closure variable", "global", "default", "keyword default", "class attribute", "instance attribute"),
+    *("function attribute", "partial argument", "enum member"),
+}
 _INSTEAD = {
     "closure variable": " instead of closing over it",
     "global": " instead of reading a global",
@@ -70,11 +77,14 @@ class Use(NamedTuple):
 
 
 class Walk:
-    """One walk over a function. `captures` grows; nothing that was walked is changed."""
+    """One walk over a function. `captures` grows, `program` learns its files; nothing that was walked is changed."""
 
     def __init__(self, constants: Constants) -> None:
         self.captures: list[Capture] = []
+        self.program = Program()
         self._constants = constants
+        self._computed = 0
+        self._texts: list[str] = []
         self._seen: dict[int, object] = {}
         self._open: set[int] = set()
         self._items = 0
@@ -97,8 +107,31 @@ class Walk:
     def value(self, name: str, kind: str, value: object, use: Use, *, only_refused: bool = False) -> None:
         """Read one captured value, and what it captures in turn."""
         problem = self._problem(value, name, use)
+        if problem is None and kind in _CAPTURED:
+            problem = self._unwritten(value)
         if problem or not (only_refused or use.generated):
-            self._add(name, kind, type(value), problem, use)
+            self._add(name, kind, type(value), problem, use, _told(value))
+
+    def finish(self, function: str) -> None:
+        """Read what only shows when everything was seen: an identifier in parts over several captured texts."""
+        if not any(c.reason for c in self.captures) and (problem := self._constants.joined(self._texts)):
+            self._add("captured texts, joined", "constant", str, problem, Use(function))
+
+    def _unwritten(self, value: object) -> Problem | None:
+        """Say whether a captured value holds more than a few settings that the program computed."""
+        inside = list(leaves(_kept(value)))
+        scalars = [leaf for leaf in inside if type(leaf) in _SCALARS]
+        self._texts += [leaf for leaf in scalars if type(leaf) is str]
+        if (problem := self._constants.spelled(inside)) is not None:
+            return problem
+        computed = [leaf for leaf in scalars if not self.program.says(leaf)]
+        # What a module of the program's own holds was imported: then it must be written there.
+        if computed and not all(map(is_setting, computed)) and self.program.imports(value):
+            computed = [leaf for leaf in scalars if not self.program.says(leaf)]
+        self._computed += len(computed)
+        if all(map(is_setting, computed)) and (not computed or self._computed <= self._constants.limits.computed):
+            return None
+        return unwritten(len(computed), self._constants.limits.computed)
 
     def _problem(self, value: Any, name: str, use: Use) -> Problem | None:
         kind = type(value)
@@ -168,6 +201,7 @@ class Walk:
         if is_installed(function):
             return self._not_approved(function.__module__)
         code, shown = function.__code__, self._constants.shown(function.__qualname__)
+        self.program.holds(code.co_filename)
         generated = code.co_filename == "<string>" or is_approved(str(function.__globals__.get("__name__")))
         self._code(code, shown, function.__doc__)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -202,12 +236,17 @@ class Walk:
                 self._code(constant, function, None)
                 continue
             texts += [constant] if isinstance(constant, str) else []
-            kind = "docstring" if doc is not None and constant is doc else "constant"
-            self._literal(kind, constant, Use(function, lines.get(id(constant)) or code.co_firstlineno))
+            place = Use(function, lines.get(id(constant)) or code.co_firstlineno)
+            if doc is not None and constant is doc:
+                self.value("docstring", "docstring", doc, place, only_refused=True)
+            else:
+                self._literal("constant", constant, place)
         for name in (code.co_name, *code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars):
             self.value("name", "name", name, here, only_refused=True)
         if problem := self._constants.machine_code(code.co_code):
             self._add("bytecode", "constant", bytes, problem, here)
+        if (stray := unreached_bytes(code)) > MAX_UNREACHED_BYTES:
+            self._add("bytecode", "constant", bytes, unreached(stray), here)
         if len(self.captures) == before and (problem := self._constants.joined(texts)):
             self._add("constants, joined", "constant", str, problem, here)
 
@@ -220,6 +259,7 @@ class Walk:
             problem = self._too_many(f"{len(inside):,} items")
         elif before <= limits.constants < self._literals:
             problem = self._too_many(f"more than {limits.constants:,} constants")
+        problem = problem or self._constants.spelled(inside)
         for leaf in inside:
             problem = problem or self._problem(leaf, kind, use)
         if problem:
@@ -236,6 +276,7 @@ class Walk:
         if is_installed(cls):
             return self._not_approved(cls.__module__)
         shown = self._constants.shown(cls.__qualname__)
+        self.program.holds(getattr(sys.modules.get(str(cls.__module__)), "__file__", None))
         for base in (type(cls), *getattr(cls, "__orig_bases__", ()), *cls.__bases__):
             self.value(f"{shown}.__bases__", "base class", base, use, only_refused=True)
         self.value("name", "name", cls.__name__, use, only_refused=True)
@@ -307,21 +348,52 @@ class Walk:
         parts = (value.name, value.default, value.default_factory, value.metadata)
         return next((p for part in parts if (p := self._problem(part, name, use))), None)
 
-    def _add(self, name: str, kind: str, cls: type, problem: Problem | None, use: Use) -> None:
+    def _add(
+        self, name: str, kind: str, cls: type, problem: Problem | None, use: Use, told: tuple[int | None, str] = (None, "")
+    ) -> None:
+        size_bytes, size_text = (problem.size_bytes, problem.size_text) if problem else told
         fix = problem.fix.replace(NO_DATA, NO_DATA + _INSTEAD.get(kind, ""), 1) if problem else ""
         self.captures.append(
             Capture(
                 name=self._constants.shown(name),
                 kind=kind,
                 type_name=self._constants.shown(public_name(cls)),
-                size_bytes=problem.size_bytes if problem else None,
-                size_text=problem.size_text if problem else "",
+                size_bytes=size_bytes,
+                size_text=size_text,
                 reason=problem.reason if problem else None,
                 function=use.function,
                 line=use.line,
                 fix=fix,
             )
         )
+
+
+def _kept(value: object) -> object:
+    """Return what a value of a known kind keeps, if it is no plain value itself."""
+    if isinstance(value, re.Pattern):
+        return value.pattern
+    return (value.default, value.metadata) if isinstance(value, dataclasses.Field) else value
+
+
+def unwritten(count: int, limit: int) -> Problem:
+    """Return the refusal of captured values that the program computed."""
+    held = "computed" if count == 1 else f"{count:,} computed values"
+    return Problem(
+        reason=Reason.CAPSULE_CAPTURES_DATA,
+        size_text=held,
+        fix=f"write it into the code or pass it as a parameter; what the program computed may be data, and {limit} "
+        "short settings of it may cross",
+    )
+
+
+def unreached(size_bytes: int) -> Problem:
+    """Return the refusal of bytecode that never runs."""
+    return Problem(
+        reason=Reason.CAPSULE_UNREADABLE,
+        size_text=f"{size_bytes:,} bytes that never run",
+        size_bytes=size_bytes,
+        fix="use code as the compiler made it",
+    )
 
 
 def globals_of(code: CodeType) -> Iterator[str]:
@@ -342,6 +414,19 @@ def line_of(code: CodeType, name: str) -> int | None:
             if loads and instruction.argval == name and instruction.positions and instruction.positions.lineno:
                 return instruction.positions.lineno
     return None
+
+
+def _told(value: object) -> tuple[int | None, str]:
+    """Return the size of a value that may cross, in bytes and in words."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass")), f"{len(value):,} characters"
+    if isinstance(value, bytes):
+        return len(value), f"{len(value):,} bytes"
+    if isinstance(value, list | tuple | set | frozenset | dict | MappingProxyType):
+        return None, f"{len(value):,} items"
+    if isinstance(value, FunctionType):
+        return len(value.__code__.co_code), f"{len(value.__code__.co_code):,} bytes of code"
+    return None, "one value" if isinstance(value, int | float | complex) else ""
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:

@@ -1,0 +1,93 @@
+"""Literals: what the files of a program say themselves, so that a value the program computed can be told from it.
+
+A value that stands in the program's own text was written by somebody; one that does not came from somewhere else, and
+the only other thing inside is data. Files are read when first asked for, and compiled, never run.
+"""
+
+from __future__ import annotations
+
+import ast
+import linecache
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from types import CodeType, ModuleType
+
+_SCALARS = (str, bytes, int, float, complex)
+_LARGEST_FILE_CHARS = 2_000_000
+_INSTALLED = ("site-packages", "dist-packages")
+
+Literal = tuple[type, object]
+
+
+class Program:
+    """The files that a function and what it uses were written in."""
+
+    def __init__(self) -> None:
+        self._files: dict[str, frozenset[Literal] | None] = {}
+
+    def holds(self, file: str | None) -> None:
+        """Count `file` to the program; a cell of a notebook brings the other cells with it."""
+        if file and file not in self._files:
+            self._files[file] = None
+            if not Path(file).exists():
+                self._files.update((name, None) for name in _cells() if name not in self._files)
+
+    def says(self, value: object) -> bool:
+        """Say whether `value` (a text, bytes or a number) is written in one of the program's files."""
+        for file in list(self._files):
+            if (type(value), value) in self._literals(file):
+                return True
+        return False
+
+    def imports(self, value: object) -> bool:
+        """Say whether `value` is written in the module that holds it, and came from there by an import."""
+        for module in list(sys.modules.values()):
+            file = getattr(module, "__file__", None) if isinstance(module, ModuleType) else None
+            if file and _is_own(file) and any(held is value for held in list(vars(module).values())):
+                self.holds(file)
+                return True
+        return False
+
+    def _literals(self, file: str) -> frozenset[Literal]:
+        known = self._files[file]
+        if known is None:
+            known = self._files[file] = frozenset(_literals_of(file))
+        return known
+
+
+def _literals_of(file: str) -> Iterator[Literal]:
+    source = "".join(linecache.getlines(file))
+    if len(source) > _LARGEST_FILE_CHARS:
+        return
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            code = compile(source, file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return
+    yield from _literals_in(code)
+
+
+def _literals_in(code: CodeType) -> Iterator[Literal]:
+    """Yield each constant and each name; the compiler has put together what was written in parts, as 64 * 1024."""
+    yield from ((str, name) for name in (code.co_name, *code.co_names, *code.co_varnames, *code.co_cellvars))
+    pending: list[object] = list(code.co_consts)
+    while pending:
+        constant = pending.pop()
+        if isinstance(constant, CodeType):
+            yield from _literals_in(constant)
+        elif isinstance(constant, tuple | frozenset):
+            pending += constant
+        elif type(constant) in _SCALARS:
+            yield type(constant), constant
+
+
+def _cells() -> list[str]:
+    """Return the names of the notebook cells that Python remembers the text of."""
+    return [name for name in list(linecache.cache) if not Path(name).exists()]
+
+
+def _is_own(file: str) -> bool:
+    return not any(part in _INSTALLED for part in Path(file).parts) and not file.startswith(sys.base_prefix)
