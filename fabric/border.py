@@ -25,12 +25,12 @@ from fabric.errors import FabricError, Reason, Refused
 from fabric.labels import Labels, most_restrictive
 from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
+from fabric.parameters import MAX_PARAMETER_BYTES
 from fabric.policy import Decision, MoveRequest, Policy
-from fabric.statements import PublicKey, Signed, SigningKey, Statement, sign, timestamp, verify
+from fabric.statements import PublicKey, Signed, SigningKey, Statement, is_bare, sign, timestamp, verify
 from fabric.verification import Receipt
 from fabric.zones import Zone, ZoneKind
 
-MAX_PARAMETER_BYTES = 16 * 1024
 NUMBER_TYPES = frozenset(
     {"bool", "double", "float", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 )
@@ -168,21 +168,23 @@ class Border:
 
     def _verified(self, cargo: Cargo) -> Cargo:
         """Return the cargo with every statement read again from its envelope, so that no other can stand in for it."""
-        envelope = cargo.matrix.signed.envelope
-        matrix = SealedMatrix.open(cargo.matrix.chunks, envelope, trusted=self.trusted, now=None)
-        capsule = cargo.capsule
+        # Everything is asked for once: an object may answer otherwise the second time.
+        given, capsule, parameters = cargo.matrix, cargo.capsule, cargo.parameters
+        matrix = SealedMatrix.open(given.chunks, given.signed.envelope, trusted=self.trusted, now=None)
+        if not is_bare(matrix.signed.envelope, self.trusted):
+            raise Refused(Reason.STATEMENT_INVALID, "the statement's envelope carries more than it", "sanitize again")
         if capsule is not None:
             signed = verify(capsule.signed.envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=None)
-            capsule = SealedCapsule(payload=capsule.payload, signed=signed)
+            capsule = SealedCapsule(payload=_plain("capsule", capsule.payload), signed=signed)
             if signed.statement.subjects.get(CAPSULE) != digest(capsule.payload):
                 raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
-        if len(cargo.parameters) > MAX_PARAMETER_BYTES:
+        if len(_plain("parameters", parameters)) > MAX_PARAMETER_BYTES:
             raise Refused(
                 Reason.PARAMETERS_REFUSED,
-                f"the parameters take {len(cargo.parameters)} bytes, {MAX_PARAMETER_BYTES} may cross",
+                f"the parameters take {len(parameters)} bytes, {MAX_PARAMETER_BYTES} may cross",
                 "put data into records and sanitize them; parameters are for settings",
             )
-        return Cargo(matrix=matrix, capsule=capsule, parameters=cargo.parameters)
+        return Cargo(matrix=matrix, capsule=capsule, parameters=parameters)
 
     def _grant(self, crossing_id: str, cargo: Cargo, errand: Errand) -> Signed:
         now = self.clock()
@@ -224,6 +226,12 @@ class Border:
                 "bytes": _size(cargo),
             },
         )
+
+
+def _plain(name: str, content: bytes) -> bytes:
+    if type(content) is not bytes:
+        raise Refused(Reason.DIGEST_MISMATCH, f"the {name} are not plain bytes, which nobody can change", "seal them again")
+    return content
 
 
 def _size(cargo: Cargo) -> int:

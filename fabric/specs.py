@@ -57,14 +57,19 @@ class TrainingSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+_FewValues = Field(max_length=32)  # a search tries a few values; hundreds are a column of somebody's
+
+
 class SearchSpace(Spec):
     """Values to try, in every combination; a field left empty keeps the training spec's value."""
 
-    learning_rate: list[Annotated[float, Field(gt=0, le=10)]] = []
-    batch_size: list[Annotated[int, Field(ge=1, le=1_000_000)]] = []
-    weight_decay: list[Annotated[float, Field(ge=0, le=10)]] = []
-    dropout: list[Annotated[float, Field(ge=0, lt=1)]] = []
-    hidden: list[list[Annotated[int, Field(ge=1, le=4096)]]] = []
+    learning_rate: Annotated[list[Annotated[float, Field(gt=0, le=10)]], _FewValues] = []
+    batch_size: Annotated[list[Annotated[int, Field(ge=1, le=1_000_000)]], _FewValues] = []
+    weight_decay: Annotated[list[Annotated[float, Field(ge=0, le=10)]], _FewValues] = []
+    dropout: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], _FewValues] = []
+    hidden: Annotated[
+        list[Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(max_length=8)]], _FewValues
+    ] = []
 
 
 class SweepSpec(Spec):
