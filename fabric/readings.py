@@ -26,7 +26,7 @@ _HEX = re.compile(r"(?:[0-9A-Fa-f]{2}){4,}")
 _SPACED_HEX = re.compile(r"(?:(?:0x|\\x|%)?[0-9A-Fa-f]{2}[\s,:;-]*){6,}")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
 _BASE32 = re.compile(r"[A-Za-z2-7]{8,}")
-_ASCII85 = re.compile(r"[!-z]{10,}")
+_BASE85 = re.compile(r"[!-~]{10,}")
 _CODES = re.compile(r"\d{2,3}(?:\D{1,2}\d{2,3}){5,}")
 _ESCAPE = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|u([0-9A-Fa-f]{4})|U([0-9A-Fa-f]{8}))")
 _LOOSE = re.compile(r"\S(?:[\s._,;:/|*+-]\S){7,}")
@@ -131,7 +131,7 @@ def _decodings(text: str) -> Iterator[str]:
     for match in _BASE32.finditer(text):
         run = match.group().upper()
         yield from _tried(lambda run=run: base64.b32decode(run + "=" * (-len(run) % 8)))
-    for match in _ASCII85.finditer(text):
+    for match in _BASE85.finditer(text):
         run = match.group()
         yield from _tried(lambda run=run: base64.a85decode(run))
         yield from _tried(lambda run=run: base64.b85decode(run))
