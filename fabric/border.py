@@ -13,6 +13,7 @@ A refusal at any step is recorded and leaves nothing behind in the other zone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from fabric.errors import FabricError, Reason, Refused
 from fabric.labels import Labels, most_restrictive
 from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
-from fabric.parameters import MAX_PARAMETER_BYTES
+from fabric.parameters import check_parameters
 from fabric.policy import Decision, MoveRequest, Policy
 from fabric.statements import PublicKey, Signed, SigningKey, Statement, is_bare, sign, timestamp, verify
 from fabric.verification import Receipt
@@ -34,6 +35,9 @@ from fabric.zones import Zone, ZoneKind
 NUMBER_TYPES = frozenset(
     {"bool", "double", "float", *(f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64))}
 )
+
+
+_MADE_JOB = re.compile(r"(?:raysubmit_|session-|job-)[A-Za-z0-9]{1,64}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -170,20 +174,19 @@ class Border:
         """Return the cargo with every statement read again from its envelope, so that no other can stand in for it."""
         # Everything is asked for once: an object may answer otherwise the second time.
         given, capsule, parameters = cargo.matrix, cargo.capsule, cargo.parameters
+        if not isinstance(given, SealedMatrix):
+            raise Refused(Reason.STATEMENT_MISSING, f"a {type(given).__name__} is no sealed matrix", "sanitize records")
         matrix = SealedMatrix.open(given.chunks, given.signed.envelope, trusted=self.trusted, now=None)
         if not is_bare(matrix.signed.envelope, self.trusted):
             raise Refused(Reason.STATEMENT_INVALID, "the statement's envelope carries more than it", "sanitize again")
         if capsule is not None:
             signed = verify(capsule.signed.envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=None)
             capsule = SealedCapsule(payload=_plain("capsule", capsule.payload), signed=signed)
+            if signed.statement.predicate["inspection"].get("refused") is not False:
+                raise Refused(Reason.CAPSULE_UNREADABLE, "the capsule was not inspected, or was refused", "seal it again")
             if signed.statement.subjects.get(CAPSULE) != digest(capsule.payload):
                 raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
-        if len(_plain("parameters", parameters)) > MAX_PARAMETER_BYTES:
-            raise Refused(
-                Reason.PARAMETERS_REFUSED,
-                f"the parameters take {len(parameters)} bytes, {MAX_PARAMETER_BYTES} may cross",
-                "put data into records and sanitize them; parameters are for settings",
-            )
+        check_parameters(_plain("parameters", parameters), columns=matrix.columns)
         return Cargo(matrix=matrix, capsule=capsule, parameters=parameters)
 
     def _grant(self, crossing_id: str, cargo: Cargo, errand: Errand) -> Signed:
@@ -193,7 +196,8 @@ class Border:
             "from_zone": self.home_zone.name,
             "to_zone": errand.zone.name,
             "purpose": errand.purpose,
-            "job": errand.job,
+            # A job may be named by whoever submits it; what crosses is a name that we or Ray made, or a digest.
+            "job": errand.job if _MADE_JOB.match(errand.job) else digest(errand.job.encode()),
             "matrix_statement": cargo.matrix.signed.digest,
             "issued_at": timestamp(now),
             "expires_at": timestamp(min(now + self.grant_lasts, cargo.matrix.signed.statement.expires_at)),

@@ -43,13 +43,34 @@ def seal_parameters(
         content = canonical(dict(parameters))
     except Exception:  # noqa: BLE001 - the encoder's message quotes the value
         raise _refused("the parameters are not JSON", "pass numbers, short texts, lists and mappings") from None
+    # What is read are the very bytes that cross, not the objects they were made from.
+    check_parameters(content, inspect_text=inspect_text, columns=columns, limits=limits)
+    return content
+
+
+def check_parameters(
+    content: bytes,
+    *,
+    inspect_text: InspectText = lambda text: (),
+    columns: Collection[str] = (),
+    limits: CapsuleLimits = CapsuleLimits(),
+) -> None:
+    """Refuse bytes that are not the canonical JSON of settings. The border asks this again, of the bytes that move.
+
+    Raises:
+        InvalidInput: `PARAMETERS_REFUSED`.
+    """
     if len(content) > MAX_PARAMETER_BYTES:
         raise _refused(f"the parameters take {len(content):,} bytes, {MAX_PARAMETER_BYTES:,} may cross", _SETTINGS)
-    # What is read are the very bytes that cross, not the objects they were made from.
-    problem = unfit(json.loads(content), Constants(inspect_text, limits), columns)
-    if problem:
+    try:
+        parameters = json.loads(content)
+        plain = isinstance(parameters, dict) and canonical(parameters) == content
+    except Exception:  # noqa: BLE001 - whatever foreign bytes make the parser or the encoder raise
+        plain = False
+    if not plain:
+        raise _refused("the parameters are not canonical JSON", "give them to burst(), which writes it")
+    if problem := unfit(parameters, Constants(inspect_text, limits), columns):
         raise _refused(f"the parameters hold {problem}", _SETTINGS)
-    return content
 
 
 def unfit(parameters: Any, constants: Constants, columns: Collection[str] = ()) -> str:

@@ -31,7 +31,7 @@ from fabric.matrix import SealedMatrix
 from fabric.parameters import seal_parameters
 from fabric.policy import Policy
 from fabric.results import decode, encode, encode_error
-from fabric.specs import SweepSpec, TrainingSpec
+from fabric.specs import SweepSpec, TrainingSpec, crossing_form
 from fabric.statements import SigningKey
 from fabric.testing import MemoryCarrier, sealed_matrix
 from fabric.zones import Zone, ZoneKind
@@ -182,9 +182,9 @@ class LocalLab:
         if network is not None:
             capsule = seal_capsule(network, inspect_text=self.inspect_text)
             sealed = self.border.state_capsule(capsule.payload, capsule.xray.to_json())
+        trials = [crossing_form(trial) for trial in (spec.trials() if isinstance(spec, SweepSpec) else [spec])]
         self.export(Cargo(matrix=self.matrix, capsule=sealed))
-        for trial in spec.trials() if isinstance(spec, SweepSpec) else [spec]:
-            self.carried.append(json.dumps(trial.model_dump()).encode())
+        self.carried += [json.dumps(trial).encode() for trial in trials]
 
     def export(self, cargo: Cargo, errand: Errand = ERRAND) -> Parcel:
         """Move a cargo by the border, and return it as it arrives."""
