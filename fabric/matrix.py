@@ -91,7 +91,7 @@ class SealedMatrix:
                 "sanitize the records again",
             )
         # Of a class that could answer otherwise the second time, only what it answers now is held.
-        held = chunks if type(chunks) is StoredChunks else tuple(chunks)
+        held = chunks if type(chunks) is StoredChunks else tuple(chunks[index] for index in range(len(signed.statement.subjects)))
         for index, chunk in enumerate(held):
             check_chunk(signed, index, chunk)
         return cls(held, signed)

@@ -37,7 +37,7 @@ from fabric.testing import MemoryCarrier, sealed_matrix
 from fabric.zones import Zone, ZoneKind
 
 NOW = datetime(2026, 6, 1, tzinfo=UTC)
-KEY = SigningKey.from_seed(bytes(32))
+KEY, STRANGER = SigningKey.from_seed(bytes(32)), SigningKey.from_seed(bytes(31) + b"\1")
 PRIVATE = Zone(name="private", kind=ZoneKind.PRIVATE, jurisdiction="EU", cpus=2)
 PUBLIC = Zone(name="public", kind=ZoneKind.PUBLIC, jurisdiction="EU")
 MATRIX = sealed_matrix({"visits": list(range(40)), "cost": [n * 2 for n in range(40)]}, key=KEY, now=NOW, chunk_rows=16)
@@ -192,6 +192,29 @@ class LocalLab:
         parcel = crossing.ticket.collect(range(crossing.ticket.chunk_count))
         self.carried += [parcel.grant, parcel.statement, parcel.capsule, parcel.parameters, *parcel.chunks.values()]
         return parcel
+
+
+    def carrying(
+        self, cargo: Cargo, *, before: Callable[[], object] = lambda: None, seen: list[Cargo] | None = None
+    ) -> None:
+        """Move a cargo by a carrier of the caller's own, which does something before it reads what it carries."""
+        lab = self
+
+        class Own(MemoryCarrier):
+            def carry(self, cargo: Cargo, grant: Any) -> Any:
+                before()
+                if seen is not None:
+                    seen.append(cargo)
+                lab.carried += [grant.envelope, cargo.matrix.signed.envelope, cargo.parameters, *cargo.matrix.chunks]
+                return super().carry(cargo, grant)
+
+        self.border.export(cargo, ERRAND, Own())
+
+    def made_by_hand(self, matrix: SealedMatrix) -> Parcel:
+        """Return a parcel for a matrix that no border has seen, with a grant signed by the fabric's key."""
+        cargo = Cargo(matrix=matrix)
+        grant = self.border._grant("c" * 32, cargo, ERRAND)
+        return Parcel(grant=grant.envelope, statement=matrix.signed.envelope, chunks=dict(enumerate(matrix.chunks)))
 
 
 def planted_in(carried: list[bytes], row: Mapping[str, Any]) -> list[str]:
