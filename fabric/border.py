@@ -183,7 +183,9 @@ class Border:
             signed = verify(capsule.signed.envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=None)
             capsule = SealedCapsule(payload=_plain("capsule", capsule.payload), signed=signed)
             if signed.statement.predicate["inspection"].get("refused") is not False:
-                raise Refused(Reason.CAPSULE_UNREADABLE, "the capsule was not inspected, or was refused", "seal it again")
+                raise Refused(
+                    Reason.CAPSULE_UNREADABLE, "the capsule was not inspected, or was refused", "seal it again"
+                )
             if signed.statement.subjects.get(CAPSULE) != digest(capsule.payload):
                 raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
         check_parameters(_plain("parameters", parameters), columns=matrix.columns)
@@ -234,7 +236,9 @@ class Border:
 
 def _plain(name: str, content: bytes) -> bytes:
     if type(content) is not bytes:
-        raise Refused(Reason.DIGEST_MISMATCH, f"the {name} are not plain bytes, which nobody can change", "seal them again")
+        raise Refused(
+            Reason.DIGEST_MISMATCH, f"the {name} are not plain bytes, which nobody can change", "seal them again"
+        )
     return content
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dis
 from types import CodeType
+from typing import Any
 
 MAX_UNREACHED_BYTES = 64
 _UNIT = 2  # bytes of an instruction, or of one word of its cache
@@ -31,12 +32,17 @@ def without_unread(code: CodeType) -> CodeType:
     )
 
 
+def _handlers(code: CodeType) -> list[int]:
+    entries: list[Any] = dis.Bytecode(code).exception_entries  # type: ignore[attr-defined]
+    return [entry.target for entry in entries]
+
+
 def unreached_bytes(code: CodeType) -> int:
     """Return how many bytes of instructions no run of `code` can reach; all of them if it cannot be read."""
     try:
         instructions = list(dis.get_instructions(code))
         places = {instruction.offset: place for place, instruction in enumerate(instructions)}
-        pending = [0, *(places[entry.target] for entry in dis.Bytecode(code).exception_entries)]
+        pending = [0, *(places[target] for target in _handlers(code))]
         seen: set[int] = set()
         while pending:
             place = pending.pop()

@@ -186,7 +186,12 @@ class _Pickler(cloudpickle.Pickler):
 
     def _function_by_value(self, func: FunctionType) -> tuple[Any, ...]:
         rebuild, args, (attributes, slots), *rest = self._dynamic_function_reduce(func)
-        clean = {"__annotations__": {}, "__module__": _MODULE, "__qualname__": func.__name__, "__doc__": None}
+        clean: dict[str, Any] = {
+            "__annotations__": {},
+            "__module__": _MODULE,
+            "__qualname__": func.__name__,
+            "__doc__": None,
+        }
         return rebuild, args, (attributes, slots | clean), *rest
 
     def _class_by_value(self, cls: type) -> Any:

@@ -13,6 +13,7 @@ import enum
 import functools
 import re
 import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from types import (
     BuiltinFunctionType,
@@ -124,14 +125,28 @@ class Walk:
         self._texts += [leaf for leaf in scalars if type(leaf) is str]
         if (problem := self._constants.spelled(inside)) is not None:
             return problem
-        computed = [leaf for leaf in scalars if not self.program.says(leaf)]
+        limit, computed = self._constants.limits.computed, self._computed_of(scalars)
         # What a module of the program's own holds was imported: then it must be written there.
-        if computed and not all(map(is_setting, computed)) and self.program.imports(value):
-            computed = [leaf for leaf in scalars if not self.program.says(leaf)]
+        few = self._computed + len(computed) <= limit and all(map(is_setting, computed))
+        if not few and self.program.imports(value):
+            computed = self._computed_of(scalars)
         self._computed += len(computed)
-        if all(map(is_setting, computed)) and (not computed or self._computed <= self._constants.limits.computed):
+        if not computed or (self._computed <= limit and all(map(is_setting, computed))):
             return None
-        return unwritten(len(computed), self._constants.limits.computed)
+        return unwritten(len(computed), limit)
+
+    def _computed_of(self, scalars: list[Any]) -> list[Any]:
+        """Return which of the scalars in a captured value are not written in the program.
+
+        One alone is if it stands anywhere; several if they stand there together. Of words, also some of those may be
+        taken, each once: a choice of columns.
+        """
+        if len(scalars) == 1:
+            return [] if self.program.says(scalars[0]) else scalars
+        if self.program.says_together(scalars):
+            return []
+        counts = Counter(leaf for leaf in scalars if type(leaf) is str)
+        return [leaf for leaf in scalars if not (counts[leaf] == 1 and type(leaf) is str and self.program.says(leaf))]
 
     def _problem(self, value: Any, name: str, use: Use) -> Problem | None:
         kind = type(value)
@@ -349,7 +364,13 @@ class Walk:
         return next((p for part in parts if (p := self._problem(part, name, use))), None)
 
     def _add(
-        self, name: str, kind: str, cls: type, problem: Problem | None, use: Use, told: tuple[int | None, str] = (None, "")
+        self,
+        name: str,
+        kind: str,
+        cls: type,
+        problem: Problem | None,
+        use: Use,
+        told: tuple[int | None, str] = (None, ""),
     ) -> None:
         size_bytes, size_text = (problem.size_bytes, problem.size_text) if problem else told
         fix = problem.fix.replace(NO_DATA, NO_DATA + _INSTEAD.get(kind, ""), 1) if problem else ""
@@ -361,6 +382,7 @@ class Walk:
                 size_bytes=size_bytes,
                 size_text=size_text,
                 reason=problem.reason if problem else None,
+                findings=problem.findings if problem else (),
                 function=use.function,
                 line=use.line,
                 fix=fix,

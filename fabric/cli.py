@@ -21,6 +21,7 @@ from fabric.recipe_commands import recipe_app
 from fabric.starter import PEOPLE, write_starter
 from fabric.statements import PublicKey
 from fabric.stores import Home
+from fabric.xray_commands import show_xray
 
 app = typer.Typer(
     name="fabric",
@@ -32,6 +33,7 @@ app = typer.Typer(
 )
 
 app.add_typer(recipe_app)
+app.command("xray")(show_xray)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

@@ -55,12 +55,17 @@ class CapsuleLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Why a value must not cross, its size in words, and the way out."""
+    """Why a value must not cross, its size in words, and the way out.
+
+    Attributes:
+        findings: the entities that were found in it.
+    """
 
     reason: Reason
     size_text: str
     fix: str
     size_bytes: int | None = None
+    findings: tuple[str, ...] = ()
 
 
 class Constants:
@@ -97,7 +102,7 @@ class Constants:
         return None
 
     def joined(self, texts: Sequence[str]) -> Problem | None:
-        """Say whether texts that are harmless one by one make an identifier when put together, in order or backwards."""
+        """Say whether texts, harmless one by one, make an identifier when put together, in order or backwards."""
         forwards = self._identifier("".join(texts), f"{len(texts):,} texts")
         return forwards or self._identifier("".join(reversed(texts)), f"{len(texts):,} texts")
 
@@ -178,7 +183,10 @@ class Constants:
         if not found:
             return None
         return Problem(
-            reason=Reason.CAPSULE_IDENTIFIER, size_text=f"{size_text}, {', '.join(sorted(found))}", fix=NO_IDENTIFIER
+            reason=Reason.CAPSULE_IDENTIFIER,
+            size_text=f"{size_text}, {', '.join(sorted(found))}",
+            fix=NO_IDENTIFIER,
+            findings=tuple(sorted(found)),
         )
 
 

@@ -10,15 +10,18 @@ import ast
 import linecache
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
+
+from fabric.datatypes import leaves
 
 _SCALARS = (str, bytes, int, float, complex)
 _LARGEST_FILE_CHARS = 2_000_000
 _INSTALLED = ("site-packages", "dist-packages")
 
 Literal = tuple[type, object]
+"""A value with its type, because 1, 1.0 and True are equal; of several values together, `tuple` and their texts."""
 
 
 class Program:
@@ -36,10 +39,14 @@ class Program:
 
     def says(self, value: object) -> bool:
         """Say whether `value` (a text, bytes or a number) is written in one of the program's files."""
-        for file in list(self._files):
-            if (type(value), value) in self._literals(file):
-                return True
-        return False
+        return any((type(value), value) in self._literals(file) for file in list(self._files))
+
+    def says_together(self, values: Sequence[object]) -> bool:
+        """Say whether these are the ends of one list, tuple, set or dict that is written in one of the files.
+
+        Small numbers stand in every program, so that a column of them would be found there one by one.
+        """
+        return any(_together(values) in self._literals(file) for file in list(self._files))
 
     def imports(self, value: object) -> bool:
         """Say whether `value` is written in the module that holds it, and came from there by an import."""
@@ -64,10 +71,13 @@ def _literals_of(file: str) -> Iterator[Literal]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            code = compile(source, file, "exec", ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
+            flags = ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+            tree = compile(source, file, "exec", flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+            code = compile(tree, file, "exec", flags, dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return
     yield from _literals_in(code)
+    yield from _collections_in(tree)
 
 
 def _literals_in(code: CodeType) -> Iterator[Literal]:
@@ -82,6 +92,20 @@ def _literals_in(code: CodeType) -> Iterator[Literal]:
             pending += constant
         elif type(constant) in _SCALARS:
             yield type(constant), constant
+
+
+def _collections_in(tree: ast.AST) -> Iterator[Literal]:
+    """Yield the ends of each list, tuple, set and dict that is written out, all of them together."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.List | ast.Tuple | ast.Set | ast.Dict):
+            try:
+                yield _together([end for end in leaves(ast.literal_eval(node)) if type(end) in _SCALARS])
+            except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+                continue
+
+
+def _together(values: Sequence[object]) -> Literal:
+    return tuple, tuple(sorted((type(value).__name__, repr(value)) for value in values))
 
 
 def _cells() -> list[str]:

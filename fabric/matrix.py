@@ -91,7 +91,11 @@ class SealedMatrix:
                 "sanitize the records again",
             )
         # Of a class that could answer otherwise the second time, only what it answers now is held.
-        held = chunks if type(chunks) is StoredChunks else tuple(chunks[index] for index in range(len(signed.statement.subjects)))
+        held = (
+            chunks
+            if type(chunks) is StoredChunks
+            else tuple(chunks[index] for index in range(len(signed.statement.subjects)))
+        )
         for index, chunk in enumerate(held):
             check_chunk(signed, index, chunk)
         return cls(held, signed)
@@ -167,7 +171,9 @@ def check_chunk(signed: Signed, index: int, chunk: bytes) -> None:
     """
     if type(chunk) is not bytes:
         raise StatementInvalid(
-            Reason.MATRIX_MALFORMED, f"{chunk_name(index)} is not plain bytes, which nobody can change", "sanitize again"
+            Reason.MATRIX_MALFORMED,
+            f"{chunk_name(index)} is not plain bytes, which nobody can change",
+            "sanitize again",
         )
     stated = signed.statement.subjects.get(chunk_name(index))
     actual = digest(chunk)

@@ -17,6 +17,7 @@ from fabric.errors import InvalidInput, Reason
 
 MAX_PARAMETER_BYTES = 16 * 1024
 MAX_DEPTH = 8
+DEFAULT_LIMITS = CapsuleLimits()
 _SETTINGS = "put data into records and sanitize them; parameters are for settings"
 
 
@@ -25,7 +26,7 @@ def seal_parameters(
     *,
     inspect_text: InspectText,
     columns: Collection[str] = (),
-    limits: CapsuleLimits = CapsuleLimits(),
+    limits: CapsuleLimits = DEFAULT_LIMITS,
 ) -> bytes:
     """Return the parameters as the canonical JSON that crosses.
 
@@ -53,7 +54,7 @@ def check_parameters(
     *,
     inspect_text: InspectText = lambda text: (),
     columns: Collection[str] = (),
-    limits: CapsuleLimits = CapsuleLimits(),
+    limits: CapsuleLimits = DEFAULT_LIMITS,
 ) -> None:
     """Refuse bytes that are not the canonical JSON of settings. The border asks this again, of the bytes that move.
 
@@ -75,7 +76,9 @@ def check_parameters(
 
 def unfit(parameters: Any, constants: Constants, columns: Collection[str] = ()) -> str:
     """Say what in the parameters is no setting; empty if nothing is."""
-    values, names, depth = [], [], 0
+    values: list[Any] = []
+    names: list[str] = []
+    depth = 0
     waiting = [(parameters, 1)]
     while waiting:
         value, level = waiting.pop()

@@ -19,7 +19,7 @@ from fabric.constants import NO_DATA, Constants, Problem, is_setting
 from fabric.datatypes import is_rows, leaves
 from fabric.errors import Reason
 from fabric.literals import Program
-from fabric.xray import Capture, human_size
+from fabric.xray import Capture, human_size, refused
 
 CODE_FILE = "<capsule>"
 KIND = "part of the bytes"
@@ -247,8 +247,7 @@ def _computed(parts: _Parts, constants: Constants, program: Program) -> Iterator
     computed = [value for _, value in held if not program.says(value)]
     limit = constants.limits.computed
     if len(computed) > limit or not all(map(is_setting, computed)):
-        problem = unwritten(len(computed), limit)
-        yield _refusal("captured", problem.reason, problem.size_text, problem.fix)
+        yield refused("capsule", KIND, "captured", unwritten(len(computed), limit))
 
 
 def _texts(payload: bytes, parts: _Parts, constants: Constants) -> Iterator[Capture]:
@@ -256,13 +255,7 @@ def _texts(payload: bytes, parts: _Parts, constants: Constants) -> Iterator[Capt
         if opcode.name in _CONSTANTS and value is not None:
             problem = _constant(value, parts, constants)
             if problem:
-                yield _refusal(
-                    f"{type(value).__name__} constant",
-                    problem.reason,
-                    problem.size_text,
-                    problem.fix,
-                    problem.size_bytes,
-                )
+                yield refused("capsule", KIND, f"{type(value).__name__} constant", problem)
         elif opcode.name not in _STRUCTURE:
             yield _refusal(f"opcode {opcode.name}", Reason.CAPSULE_UNREADABLE, "", _FIX)
 
@@ -287,12 +280,5 @@ def _too_many(type_name: str, count: int) -> Capture:
 
 
 def _refusal(type_name: str, reason: Reason, size_text: str, fix: str, size_bytes: int | None = None) -> Capture:
-    return Capture(
-        name="capsule",
-        kind=KIND,
-        type_name=type_name,
-        size_bytes=size_bytes,
-        size_text=size_text,
-        reason=reason,
-        fix=fix,
-    )
+    problem = Problem(reason=reason, size_text=size_text, fix=fix, size_bytes=size_bytes)
+    return refused("capsule", KIND, type_name, problem)

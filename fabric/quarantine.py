@@ -147,5 +147,5 @@ def _anew(model: TabularModel, history: list[Epoch]) -> dict[str, bytes]:
 
 def _model_bytes(spec: TrainingSpec, layout: Layout, network: Network | None) -> int:
     """Return how large the file of the declared network's tensors may be: they, and a header that names them."""
-    tensors = TabularModel(layout, network or perceptron(spec.model)).state_dict()
-    return sum(each.numel() * each.element_size() + _HEADER_BYTES for each in tensors.values()) + _HEADER_BYTES
+    tensors: dict[str, Any] = TabularModel(layout, network or perceptron(spec.model)).state_dict()
+    return _HEADER_BYTES + sum(_HEADER_BYTES + int(each.numel() * each.element_size()) for each in tensors.values())

@@ -127,14 +127,14 @@ def _decodings(text: str) -> Iterator[str]:
         yield from _texts_in(bytes.fromhex("".join(pairs)))
     for match in _BASE64.finditer(text):
         run = match.group().replace("-", "+").replace("_", "/")
-        yield from _tried(lambda run=run: base64.b64decode(run + "=" * (-len(run) % 4)))
+        yield from _tried(base64.b64decode, run + "=" * (-len(run) % 4))
     for match in _BASE32.finditer(text):
         run = match.group().upper()
-        yield from _tried(lambda run=run: base64.b32decode(run + "=" * (-len(run) % 8)))
+        yield from _tried(base64.b32decode, run + "=" * (-len(run) % 8))
     for match in _BASE85.finditer(text):
         run = match.group()
-        yield from _tried(lambda run=run: base64.a85decode(run))
-        yield from _tried(lambda run=run: base64.b85decode(run))
+        yield from _tried(base64.a85decode, run)
+        yield from _tried(base64.b85decode, run)
     for match in _CODES.finditer(text):
         codes = [int(number) for number in re.findall(r"\d{2,3}", match.group())]
         if all(32 <= code < 127 for code in codes):
@@ -144,14 +144,16 @@ def _decodings(text: str) -> Iterator[str]:
     if "&" in text:
         yield html.unescape(text)
     if "\\" in text:
-        yield _ESCAPE.sub(lambda found: chr(int(found.group(1) or found.group(2) or found.group(3), 16) % 0x110000), text)
+        yield _ESCAPE.sub(
+            lambda found: chr(int(found.group(1) or found.group(2) or found.group(3), 16) % 0x110000), text
+        )
     if "=" in text:
-        yield from _tried(lambda: quopri.decodestring(text.encode()))
+        yield from _tried(quopri.decodestring, text)
 
 
-def _tried(decode: Callable[[], bytes]) -> Iterator[str]:
+def _tried(decode: Callable[[str], bytes], text: str) -> Iterator[str]:
     try:
-        yield from _texts_in(decode())
+        yield from _texts_in(decode(text))
     except (ValueError, binascii.Error):
         return
 

@@ -64,10 +64,12 @@ def decode(answer: object) -> Any:
     if sum(map(len, answer[1:])) > MAX_RESULT_BYTES:
         raise _refused(f"the result is larger than {MAX_RESULT_BYTES} bytes", "return less")
     # 2. The content, by the rules of its kind.
-    if kind == "json" and not chunks:
-        return read_json(content)
     if kind == "table":
         return _table(content, chunks)
+    if chunks or kind not in ("json", "refusal", "error"):
+        raise _refused("the result is of no known kind", "run it again")
+    if kind == "json":
+        return read_json(content)
     if kind == "refusal":
         raise _told(content)
     raise RemoteFailure(

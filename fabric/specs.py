@@ -70,9 +70,7 @@ class SearchSpace(Spec):
     batch_size: Annotated[list[Annotated[int, Field(ge=1, le=1_000_000)]], _FewValues] = []
     weight_decay: Annotated[list[Annotated[float, Field(ge=0, le=10)]], _FewValues] = []
     dropout: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], _FewValues] = []
-    hidden: Annotated[
-        list[Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(max_length=8)]], _FewValues
-    ] = []
+    hidden: Annotated[list[Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(max_length=8)]], _FewValues] = []
 
 
 class SweepSpec(Spec):

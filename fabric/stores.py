@@ -227,7 +227,9 @@ def _read_plain(folder: int, name: str, limit: int) -> bytes:
             Reason.RESULT_REFUSED, f"the result's file {name!r} is larger than {limit} bytes", "return less"
         )
     if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns) or len(content) != after.st_size:
-        raise InvalidInput(Reason.RESULT_REFUSED, f"the result's file {name!r} changed while it was read", "wait for it")
+        raise InvalidInput(
+            Reason.RESULT_REFUSED, f"the result's file {name!r} changed while it was read", "wait for it"
+        )
     return content
 
 

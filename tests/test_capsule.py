@@ -594,7 +594,8 @@ def test_presidio_itself_refuses_an_identifier():
 
 def test_a_value_encoded_on_purpose_is_a_known_limit():
     """No reading of constants can stop an author who wants to hide a value; this states where the check ends."""
-    added = made(f"def train():\n return ''.join(chr(ord(c) + 1) for c in {''.join(chr(ord(c) - 1) for c in PLANTED)!r})")
+    shifted = "".join(chr(ord(char) - 1) for char in PLANTED)
+    added = made(f"def train():\n return ''.join(chr(ord(c) + 1) for c in {shifted!r})")
     assert not xray(added, inspect_text=inspect_text).refused
 
 

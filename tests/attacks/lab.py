@@ -18,20 +18,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import torch
 
 from fabric.artifacts import digest
 from fabric.border import Border, Errand
 from fabric.capsule import open_capsule, seal_capsule
+from fabric.config import Environment
 from fabric.constants import InspectText
 from fabric.crossing import Cargo, Parcel, admit
 from fabric.errors import Reason
 from fabric.labels import Labels
+from fabric.learning import Arrays, Layout, Trainer
 from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
 from fabric.parameters import seal_parameters
 from fabric.policy import Policy
+from fabric.quarantine import admit_model
 from fabric.results import decode, encode, encode_error
-from fabric.specs import SweepSpec, TrainingSpec, crossing_form
+from fabric.session import Session
+from fabric.specs import ModelSpec, SweepSpec, TrainingSpec, crossing_form
+from fabric.starter import write_starter
 from fabric.statements import SigningKey
 from fabric.testing import MemoryCarrier, sealed_matrix
 from fabric.zones import Zone, ZoneKind
@@ -41,6 +47,8 @@ KEY, STRANGER = SigningKey.from_seed(bytes(32)), SigningKey.from_seed(bytes(31) 
 PRIVATE = Zone(name="private", kind=ZoneKind.PRIVATE, jurisdiction="EU", cpus=2)
 PUBLIC = Zone(name="public", kind=ZoneKind.PUBLIC, jurisdiction="EU")
 MATRIX = sealed_matrix({"visits": list(range(40)), "cost": [n * 2 for n in range(40)]}, key=KEY, now=NOW, chunk_rows=16)
+SPEC = TrainingSpec(epochs=4, batch_size=16, learning_rate=0.01, checkpoint_every=2, model=ModelSpec(hidden=[4]))
+LAYOUT = Layout(numeric=("a", "b"), encoded=(), target="y", classes=0)
 ERRAND = Errand(
     zone=PUBLIC,
     labels=Labels(
@@ -193,7 +201,6 @@ class LocalLab:
         self.carried += [parcel.grant, parcel.statement, parcel.capsule, parcel.parameters, *parcel.chunks.values()]
         return parcel
 
-
     def carrying(
         self, cargo: Cargo, *, before: Callable[[], object] = lambda: None, seen: list[Cargo] | None = None
     ) -> None:
@@ -209,6 +216,27 @@ class LocalLab:
                 return super().carry(cargo, grant)
 
         self.border.export(cargo, ERRAND, Own())
+
+    def returns(
+        self, change: Callable[[Path], object], *, place: Callable[[Path], Path] = lambda folder: folder
+    ) -> Any:
+        """Train a small model, let `change` at its checkpoint in the outbox, and bring it back from `place`."""
+        write_starter(self.folder)
+        session = Session.open(Environment.read({"FABRIC_PERSON": "someone"}), config_path=self.folder)
+        try:
+            generator = torch.Generator().manual_seed(0)
+            numeric = torch.randn(64, 2, generator=generator)
+            trainer = Trainer(SPEC, LAYOUT, Arrays(numeric, torch.zeros((64, 0), dtype=torch.int64), numeric[:, 0]))
+            list(trainer.epochs())
+            folder = session.home.outbox("public") / "run" / "checkpoint_1"
+            folder.mkdir(parents=True)
+            trainer.save(folder)
+            change(folder)
+            return admit_model(
+                session, place(folder), spec=SPEC, layout=LAYOUT, network=None, zone="public", provenance={"spec": "x"}
+            )
+        finally:
+            session.ledger.close()
 
     def made_by_hand(self, matrix: SealedMatrix) -> Parcel:
         """Return a parcel for a matrix that no border has seen, with a grant signed by the fabric's key."""

@@ -28,7 +28,6 @@ from collections import OrderedDict, UserDict, defaultdict, deque
 import cloudpickle
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from torch import nn
@@ -265,8 +264,9 @@ def name_of_a_variable(lab):
     """An identifier as the name of a local variable."""
 
     def work(table):
-        rows = table.num_rows
-        return rows
+        for rows in range(table.num_rows):
+            table = rows
+        return 1
 
     row = person(lab)
     work.__code__ = work.__code__.replace(co_varnames=("table", row["email"]))
@@ -323,7 +323,7 @@ def exception_table(lab):
 def nested_lambda(lab):
     """A table three lambdas deep."""
     table = lab.records
-    lab.burst(lambda _: (lambda: (lambda: table.num_rows))()())
+    lab.burst(lambda _: (lambda: lambda: table.num_rows)()())
 
 
 @way(CAPSULE, UNREADABLE)

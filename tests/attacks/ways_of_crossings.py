@@ -1,4 +1,4 @@
-"""Ways through a crossing: what a sealed matrix could hide, and cargo, statements and grants that are not what they say.
+"""Ways through a crossing: what a matrix could hide, and cargo, statements and grants that are not what they say.
 
 Some have the statement of a genuine sanitizer over bytes that it never made; they show what the other walls do alone.
 """
@@ -9,6 +9,7 @@ import base64
 import json
 from dataclasses import replace
 from datetime import timedelta
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -193,7 +194,7 @@ class Lying(Cargo):
     """A cargo whose properties answer otherwise from the second time on."""
 
     __slots__ = ()
-    answers: dict = {}
+    answers: ClassVar[dict] = {}
 
     def __getattribute__(self, name):
         found = Lying.answers.get(name)
