@@ -105,9 +105,9 @@ class Walk:
             (dataclasses.Field, self._field),
         )
 
-    def value(self, name: str, kind: str, value: object, use: Use, *, only_refused: bool = False) -> None:
+    def value(self, name: str, kind: str, value: Any, use: Use, *, only_refused: bool = False) -> None:
         """Read one captured value, and what it captures in turn."""
-        problem = self._problem(value, name, use)
+        problem = self._constants.name_problem(value) if kind == "name" else self._problem(value, name, use)
         if problem is None and kind in _CAPTURED:
             problem = self._unwritten(value)
         if problem or not (only_refused or use.generated):
@@ -345,6 +345,7 @@ class Walk:
         for index, argument in enumerate(value.args):
             self.value(f"{name} argument {index + 1}", "partial argument", argument, use)
         for keyword, argument in value.keywords.items():
+            self.value("name", "name", keyword, use, only_refused=True)
             self.value(str(keyword), "partial argument", argument, use)
         for attribute, held in vars(value).items():
             self.value(f"{name}.{attribute}", "instance attribute", held, use)

@@ -24,6 +24,8 @@ NO_IDENTIFIER = "delete the identifier from the code"
 _SHORTEST_NUMBER = 100_000  # six digits: shorter numbers identify nobody and are everywhere
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{8,}")
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\Z")
+_NAME = re.compile(r"(?:\.?\w[\w.]*|<\w+>)\Z")
+_SHOWN = re.compile(r"[\w.<>]*(?:\[\.\.\.\]|\.[\w.<>]+)*(?: argument \d+)?(?:s, joined| texts, joined)?\Z")
 _SETTING_DIGITS = 5
 """Significant digits of a number that is a setting; 16 or 17 are a measurement, or a reading of somebody."""
 
@@ -112,11 +114,21 @@ class Constants:
         return next((p for text in texts if (p := self._identifier(text, f"{len(numbers):,} numbers"))), None)
 
     def shown(self, name: str) -> str:
-        """Return the last part of `name` if it may stand in a message: printable, short and free of identifiers."""
+        """Return the last part of `name` if it may stand in a message: words of code, short, free of identifiers."""
         name = name.rpartition("<locals>.")[2]
         words = name.replace(".", " ")  # a dotted name is not the web address that a recognizer takes it for
-        safe = name.isprintable() and len(name) <= self.limits.run_chars and not self._found(words)
+        safe = _SHOWN.match(name) and len(name) <= self.limits.run_chars and not self._found(words)
         return name if safe else "(name withheld)"
+
+    def name_problem(self, name: str) -> Problem | None:
+        """Say what is wrong with a name in code: it must be one, and hold no identifier."""
+        if (problem := self.problem(name)) is not None or _NAME.match(name):
+            return problem
+        return Problem(
+            reason=Reason.CAPSULE_CAPTURES_DATA,
+            size_text="a name that is no word of Python",
+            fix="use names that stand in code: a name taken from data is data",
+        )
 
     def _found(self, text: str) -> frozenset[str]:
         if text not in self._read:

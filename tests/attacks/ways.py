@@ -114,7 +114,7 @@ NAMED: tuple[Named, ...] = (
     Named(
         id="covert-channels",
         what="Timing, sizes, the choice of one of several harmless values, and values encoded on purpose below the "
-        "limits: per capsule 512 constants, 32,000 characters, 8 computed settings; per burst 64 parameters",
+        "limits: a capsule has 256 KiB, 512 constants, 32,000 characters, 8 computed settings; a burst 64 parameters",
         instead="the limits bound it, and the ledger holds the digest of every byte that crossed",
     ),
 )

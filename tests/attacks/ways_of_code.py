@@ -248,7 +248,7 @@ def places_of_the_code(lab):
     lab.burst(work)
 
 
-@way(CAPSULE, IDENTIFIER, UNREADABLE)
+@way(CAPSULE, IDENTIFIER)
 def name_of_the_code(lab):
     """An identifier as the code's own name."""
 
@@ -273,9 +273,9 @@ def name_of_a_variable(lab):
     lab.burst(work)
 
 
-@way(CAPSULE)
+@way(CAPSULE, DATA)
 def names_that_nothing_uses(lab):
-    """A note among the names of the code that no instruction uses; it stays behind."""
+    """A note among the names of the code, which no instruction uses."""
 
     def work(table):
         return table.num_rows
@@ -503,6 +503,56 @@ def enum_member(lab):
     """A note as the value of an enum's member."""
     made = enum.Enum("Notes", {"FIRST": person(lab)["notes"]})
     lab.burst(lambda table: (made, table.num_rows)[1])
+
+
+@way(CAPSULE, DATA)
+def name_of_an_attribute(lab):
+    """A name as the name of an attribute of an object."""
+
+    class Job:
+        pass
+
+    job = Job()
+    vars(job)[person(lab)["name"]] = 1
+    lab.burst(lambda table: (job, table.num_rows)[1])
+
+
+@way(CAPSULE, DATA)
+def name_of_a_keyword(lab):
+    """A name as a keyword of functools.partial."""
+    lab.burst(functools.partial(lambda table, **known: table.num_rows, **{person(lab)["name"]: 1}))
+
+
+@way(CAPSULE, DATA)
+def name_in_a_refusal(lab):
+    """A note as the qualified name of a function that is refused, so that the refusal would tell it."""
+
+    records = lab.records
+
+    def work(table):
+        return records
+
+    work.__qualname__ = person(lab)["notes"]
+    lab.burst(work)
+
+
+@way(CAPSULE, DATA, UNREADABLE)
+def class_plumbing(lab):
+    """A note in an attribute that the walk takes for the plumbing of an enum or an abstract class."""
+    note = person(lab)["notes"]
+    made = type("Job", (), {"_member_map_": {"note": note}, "_abc_impl": note})
+    lab.burst(lambda table: (made, table.num_rows)[1])
+
+
+@way(CAPSULE, DATA)
+def list_of_slots(lab):
+    """A note in `__slots__` and `__match_args__`, written after the class was made."""
+
+    class Job:
+        pass
+
+    Job.__slots__ = Job.__match_args__ = [person(lab)["notes"]]
+    lab.burst(lambda table: (Job, table.num_rows)[1])
 
 
 @way(CAPSULE, DATA)
@@ -1154,7 +1204,7 @@ def written_beside(lab):
 
 @way(NOT_STOPPED)
 def arithmetic(lab):
-    """A value computed from constants that spell nothing: bounded by 512 constants and 32,000 characters of code."""
+    """A value computed from constants that spell nothing: bounded by the 256 KiB of a capsule, of which 32,000 characters."""
     shifted = "".join(chr(ord(char) + 1) for char in person(lab)["name"])
     lab.burst(written(f"def work(table):\n return ''.join(chr(ord(c) - 1) for c in {shifted!r}) and 1"))
 
