@@ -165,6 +165,8 @@ class _Pickler(cloudpickle.Pickler):
             return NotImplemented if own_name or "." in name else (getattr, (sys.modules[module], name))
         if isinstance(obj, enum.Enum):
             return getattr, (type(obj), obj.name)
+        if type(obj) is property:
+            return property, (obj.fget, obj.fset, obj.fdel)
         if isinstance(obj, CodeType):
             return self.dispatch_table[CodeType](_without_places(obj))
         if isinstance(obj, FunctionType):

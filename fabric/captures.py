@@ -13,8 +13,7 @@ import enum
 import functools
 import re
 import sys
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import (
     BuiltinFunctionType,
     CellType,
@@ -29,17 +28,15 @@ from types import (
 from typing import Any, NamedTuple
 
 from fabric.approved import is_approved, is_installed, reference
-from fabric.bytecode import MAX_UNREACHED_BYTES, unreached_bytes
-from fabric.constants import NO_DATA, Constants, Problem, is_setting
+from fabric.bytecode import MAX_UNREACHED_BYTES, globals_of, line_of, unreached, unreached_bytes
+from fabric.constants import NO_DATA, Constants, Problem
 from fabric.datatypes import INSIDE, SINGLETONS, is_rows, leaves, object_problem, public_name
 from fabric.errors import Reason
-from fabric.literals import Program
+from fabric.literals import Program, Written
 from fabric.xray import Capture
 
 _SCALARS = (str, bytes, int, float, complex)
 _CONTAINERS = (list, tuple, set, frozenset, dict, MappingProxyType)
-_READS_GLOBAL = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_READS_CELL = {"LOAD_DEREF", "LOAD_CLOSURE", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "LOAD_FAST"}
 _CLASS_PLUMBING = {
     "__abstractmethods__",
     "__annotations__",
@@ -84,8 +81,7 @@ class Walk:
         self.captures: list[Capture] = []
         self.program = Program()
         self._constants = constants
-        self._computed = 0
-        self._texts: list[str] = []
+        self._written = Written(self.program, constants)
         self._seen: dict[int, object] = {}
         self._open: set[int] = set()
         self._items = 0
@@ -109,44 +105,14 @@ class Walk:
         """Read one captured value, and what it captures in turn."""
         problem = self._constants.name_problem(value) if kind == "name" else self._problem(value, name, use)
         if problem is None and kind in _CAPTURED:
-            problem = self._unwritten(value)
+            problem = self._written.problem(value)
         if problem or not (only_refused or use.generated):
             self._add(name, kind, type(value), problem, use, _told(value))
 
     def finish(self, function: str) -> None:
         """Read what only shows when everything was seen: an identifier in parts over several captured texts."""
-        if not any(c.reason for c in self.captures) and (problem := self._constants.joined(self._texts)):
+        if not any(c.reason for c in self.captures) and (problem := self._written.joined()):
             self._add("captured texts, joined", "constant", str, problem, Use(function))
-
-    def _unwritten(self, value: object) -> Problem | None:
-        """Say whether a captured value holds more than a few settings that the program computed."""
-        inside = list(leaves(_kept(value)))
-        scalars = [leaf for leaf in inside if type(leaf) in _SCALARS]
-        self._texts += [leaf for leaf in scalars if type(leaf) is str]
-        if (problem := self._constants.spelled(inside)) is not None:
-            return problem
-        limit, computed = self._constants.limits.computed, self._computed_of(scalars)
-        # What a module of the program's own holds was imported: then it must be written there.
-        few = self._computed + len(computed) <= limit and all(map(is_setting, computed))
-        if not few and self.program.imports(value):
-            computed = self._computed_of(scalars)
-        self._computed += len(computed)
-        if not computed or (self._computed <= limit and all(map(is_setting, computed))):
-            return None
-        return unwritten(len(computed), limit)
-
-    def _computed_of(self, scalars: list[Any]) -> list[Any]:
-        """Return which of the scalars in a captured value are not written in the program.
-
-        One alone is if it stands anywhere; several if they stand there together. Of words, also some of those may be
-        taken, each once: a choice of columns.
-        """
-        if len(scalars) == 1:
-            return [] if self.program.says(scalars[0]) else scalars
-        if self.program.says_together(scalars):
-            return []
-        counts = Counter(leaf for leaf in scalars if type(leaf) is str)
-        return [leaf for leaf in scalars if not (counts[leaf] == 1 and type(leaf) is str and self.program.says(leaf))]
 
     def _problem(self, value: Any, name: str, use: Use) -> Problem | None:
         kind = type(value)
@@ -391,54 +357,6 @@ class Walk:
         )
 
 
-def _kept(value: object) -> object:
-    """Return what a value of a known kind keeps, if it is no plain value itself."""
-    if isinstance(value, re.Pattern):
-        return value.pattern
-    return (value.default, value.metadata) if isinstance(value, dataclasses.Field) else value
-
-
-def unwritten(count: int, limit: int) -> Problem:
-    """Return the refusal of captured values that the program computed."""
-    held = "computed" if count == 1 else f"{count:,} computed values"
-    return Problem(
-        reason=Reason.CAPSULE_CAPTURES_DATA,
-        size_text=held,
-        fix=f"write it into the code or pass it as a parameter; what the program computed may be data, and {limit} "
-        "short settings of it may cross",
-    )
-
-
-def unreached(size_bytes: int) -> Problem:
-    """Return the refusal of bytecode that never runs."""
-    return Problem(
-        reason=Reason.CAPSULE_UNREADABLE,
-        size_text=f"{size_bytes:,} bytes that never run",
-        size_bytes=size_bytes,
-        fix="use code as the compiler made it",
-    )
-
-
-def globals_of(code: CodeType) -> Iterator[str]:
-    """Yield the global names that `code` and the code inside it read or write, each once."""
-    seen = set()
-    for part in _codes(code):
-        for instruction in dis.get_instructions(part):
-            if instruction.opname in _READS_GLOBAL and instruction.argval not in seen:
-                seen.add(instruction.argval)
-                yield instruction.argval
-
-
-def line_of(code: CodeType, name: str) -> int | None:
-    """Return the line of the file where `code`, or code inside it, first loads the variable `name`."""
-    for part in _codes(code):
-        for instruction in dis.get_instructions(part):
-            loads = instruction.opname in _READS_GLOBAL or instruction.opname in _READS_CELL
-            if loads and instruction.argval == name and instruction.positions and instruction.positions.lineno:
-                return instruction.positions.lineno
-    return None
-
-
 def _told(value: object) -> tuple[int | None, str]:
     """Return the size of a value that may cross, in bytes and in words."""
     if isinstance(value, str):
@@ -450,13 +368,6 @@ def _told(value: object) -> tuple[int | None, str]:
     if isinstance(value, FunctionType):
         return len(value.__code__.co_code), f"{len(value.__code__.co_code):,} bytes of code"
     return None, "one value" if isinstance(value, int | float | complex) else ""
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
 
 
 def _content(cell: CellType) -> tuple[object, ...]:

@@ -7,14 +7,20 @@ the only other thing inside is data. Files are read when first asked for, and co
 from __future__ import annotations
 
 import ast
+import dataclasses
 import linecache
+import re
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import CodeType, ModuleType
+from typing import Any
 
+from fabric.constants import Constants, Problem, is_setting
 from fabric.datatypes import leaves
+from fabric.errors import Reason
 
 _SCALARS = (str, bytes, int, float, complex)
 _LARGEST_FILE_CHARS = 2_000_000
@@ -62,6 +68,67 @@ class Program:
         if known is None:
             known = self._files[file] = frozenset(_literals_of(file))
         return known
+
+
+class Written:
+    """Holds the captured values of one function against its program; those that it computed are counted."""
+
+    def __init__(self, program: Program, constants: Constants) -> None:
+        self._program = program
+        self._constants = constants
+        self._computed = 0
+        self._texts: list[str] = []
+
+    def problem(self, value: object) -> Problem | None:
+        """Say whether a captured value holds more than a few settings that the program computed."""
+        inside = list(leaves(_kept(value)))
+        scalars = [leaf for leaf in inside if type(leaf) in _SCALARS]
+        self._texts += [leaf for leaf in scalars if type(leaf) is str]
+        if (problem := self._constants.spelled(inside)) is not None:
+            return problem
+        limit, computed = self._constants.limits.computed, self._computed_of(scalars)
+        # What a module of the program's own holds was imported: then it must be written there.
+        few = self._computed + len(computed) <= limit and all(map(is_setting, computed))
+        if not few and self._program.imports(value):
+            computed = self._computed_of(scalars)
+        self._computed += len(computed)
+        if not computed or (self._computed <= limit and all(map(is_setting, computed))):
+            return None
+        return unwritten(len(computed), limit)
+
+    def joined(self) -> Problem | None:
+        """Say whether all captured texts together make an identifier."""
+        return self._constants.joined(self._texts)
+
+    def _computed_of(self, scalars: list[Any]) -> list[Any]:
+        """Return which of the scalars in a captured value are not written in the program.
+
+        One alone is if it stands anywhere; several if they stand there together. Of words, also some of those may be
+        taken, each once: a choice of columns.
+        """
+        if len(scalars) == 1:
+            return [] if self._program.says(scalars[0]) else scalars
+        if self._program.says_together(scalars):
+            return []
+        counts = Counter(leaf for leaf in scalars if type(leaf) is str)
+        return [leaf for leaf in scalars if not (counts[leaf] == 1 and type(leaf) is str and self._program.says(leaf))]
+
+
+def unwritten(count: int, limit: int) -> Problem:
+    """Return the refusal of captured values that the program computed."""
+    return Problem(
+        reason=Reason.CAPSULE_CAPTURES_DATA,
+        size_text="computed" if count == 1 else f"{count:,} computed values",
+        fix=f"write it into the code or pass it as a parameter; what the program computed may be data, and {limit} "
+        "short settings of it may cross",
+    )
+
+
+def _kept(value: object) -> object:
+    """Return what a value of a known kind keeps, if it is no plain value itself."""
+    if isinstance(value, re.Pattern):
+        return value.pattern
+    return (value.default, value.metadata) if isinstance(value, dataclasses.Field) else value
 
 
 def _literals_of(file: str) -> Iterator[Literal]:

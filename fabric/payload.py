@@ -14,11 +14,10 @@ from collections.abc import Iterator
 from typing import Any, Never
 
 from fabric.approved import APPROVED_PACKAGES, is_approved
-from fabric.captures import unwritten
 from fabric.constants import NO_DATA, Constants, Problem, is_setting
 from fabric.datatypes import is_rows, leaves
 from fabric.errors import Reason
-from fabric.literals import Program
+from fabric.literals import Program, unwritten
 from fabric.xray import Capture, human_size, refused
 
 CODE_FILE = "<capsule>"

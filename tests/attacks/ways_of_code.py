@@ -1204,7 +1204,7 @@ def written_beside(lab):
 
 @way(NOT_STOPPED)
 def arithmetic(lab):
-    """A value computed from constants that spell nothing: bounded by the 256 KiB of a capsule, of which 32,000 characters."""
+    """A value computed from constants that spell nothing: bounded by the 256 KiB of a capsule."""
     shifted = "".join(chr(ord(char) + 1) for char in person(lab)["name"])
     lab.burst(written(f"def work(table):\n return ''.join(chr(ord(c) - 1) for c in {shifted!r}) and 1"))
 
