@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import struct
 from pathlib import Path
 
@@ -301,7 +302,9 @@ def model_header_bomb(lab):
 @way(QUARANTINE, REFUSED, needs="local")
 def model_sparse(lab):
     """A sparse file of a gigabyte, which weighs nothing on disk."""
-    lab.returns(lambda folder: os.truncate(folder / MODEL, 2**30))
+    with pytest.raises(FabricError, match="larger than") as caught:
+        lab.returns(lambda folder: os.truncate(folder / MODEL, 2**30))
+    raise caught.value
 
 
 @way(QUARANTINE, REFUSED, needs="local")
@@ -370,7 +373,12 @@ def folder_above_is_a_link(lab):
 @way(QUARANTINE, REFUSED, needs="local")
 def folder_with_dots(lab):
     """A checkpoint path that leaves the outbox by two dots."""
-    lab.returns(lambda folder: None, place=lambda folder: folder / ".." / ".." / ".." / ".." / "models")
+
+    def outside(folder):
+        shutil.copytree(folder, folder.parents[3] / "elsewhere")
+        return folder / ".." / ".." / ".." / ".." / "elsewhere"
+
+    lab.returns(lambda folder: None, place=outside)
 
 
 def linked(folder: Path, elsewhere: Path) -> Path:
