@@ -24,7 +24,7 @@ NO_IDENTIFIER = "delete the identifier from the code"
 _SHORTEST_NUMBER = 100_000  # six digits: shorter numbers identify nobody and are everywhere
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{8,}")
 _SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\Z")
-_NAME = re.compile(r"(?:\.?\w[\w.]*|<\w+>)\Z")
+_NAME = re.compile(r"(?:\.?\w[\w.]*|<(?:generic parameters of )?\w+>)\Z")
 _SHOWN = re.compile(r"[\w.<>]*(?:\[\.\.\.\]|\.[\w.<>]+)*(?: argument \d+)?(?:s, joined| texts, joined)?\Z")
 _SETTING_DIGITS = 5
 """Significant digits of a number that is a setting; 16 or 17 are a measurement, or a reading of somebody."""
