@@ -13,6 +13,7 @@ A refusal at any step is recorded and leaves nothing behind in the other zone.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,13 +28,14 @@ from fabric.errors import FabricError, Reason, Refused
 from fabric.labels import Labels
 from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
+from fabric.parameters import check_parameters
 from fabric.policy import Decision, Policy
 from fabric.requests import MoveRequest
-from fabric.statements import PublicKey, Signed, SigningKey, Statement, sign, timestamp, verify
+from fabric.statements import PublicKey, Signed, SigningKey, Statement, is_bare, sign, timestamp, verify
 from fabric.verification import Receipt
 from fabric.zones import Zone, ZoneKind
 
-MAX_PARAMETER_BYTES = 16 * 1024
+_MADE_JOB = re.compile(r"(?:raysubmit_|session-|job-)[A-Za-z0-9]{1,64}\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,21 +189,24 @@ class Border:
 
     def _verified(self, cargo: Cargo) -> Cargo:
         """Return the cargo with every statement read again from its envelope, so that no other can stand in for it."""
-        envelope = cargo.matrix.signed.envelope
-        matrix = SealedMatrix.open(cargo.matrix.chunks, envelope, trusted=self.trusted, now=None)
-        capsule = cargo.capsule
+        # Everything is asked for once: an object may answer otherwise the second time.
+        given, capsule, parameters = cargo.matrix, cargo.capsule, cargo.parameters
+        if not isinstance(given, SealedMatrix):
+            raise Refused(Reason.STATEMENT_MISSING, f"a {type(given).__name__} is no sealed matrix", "sanitize records")
+        matrix = SealedMatrix.open(given.chunks, given.signed.envelope, trusted=self.trusted, now=None)
+        if not is_bare(matrix.signed.envelope, self.trusted):
+            raise Refused(Reason.STATEMENT_INVALID, "the statement's envelope carries more than it", "sanitize again")
         if capsule is not None:
             signed = verify(capsule.signed.envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=None)
-            capsule = SealedCapsule(payload=capsule.payload, signed=signed)
+            capsule = SealedCapsule(payload=_plain("capsule", capsule.payload), signed=signed)
+            if signed.statement.predicate["inspection"].get("refused") is not False:
+                raise Refused(
+                    Reason.CAPSULE_UNREADABLE, "the capsule was not inspected, or was refused", "seal it again"
+                )
             if signed.statement.subjects.get(CAPSULE) != digest(capsule.payload):
                 raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
-        if len(cargo.parameters) > MAX_PARAMETER_BYTES:
-            raise Refused(
-                Reason.PARAMETERS_REFUSED,
-                f"the parameters take {len(cargo.parameters)} bytes, {MAX_PARAMETER_BYTES} may cross",
-                "put data into records and sanitize them; parameters are for settings",
-            )
-        return Cargo(matrix=matrix, capsule=capsule, parameters=cargo.parameters)
+        check_parameters(_plain("parameters", parameters), columns=matrix.columns)
+        return Cargo(matrix=matrix, capsule=capsule, parameters=parameters)
 
     def _grant(self, crossing_id: str, cargo: Cargo, errand: Errand) -> Signed:
         now = self.clock()
@@ -210,7 +215,8 @@ class Border:
             "from_zone": self.home_zone.name,
             "to_zone": errand.zone.name,
             "purpose": errand.purpose,
-            "job": errand.job,
+            # A job may be named by whoever submits it; what crosses is a name that we or Ray made, or a digest.
+            "job": errand.job if _MADE_JOB.match(errand.job) else digest(errand.job.encode()),
             "matrix_statement": cargo.matrix.signed.digest,
             "issued_at": timestamp(now),
             "expires_at": timestamp(min(now + self.grant_lasts, cargo.matrix.signed.statement.expires_at)),
@@ -247,6 +253,14 @@ class Border:
 
 def _code(cargo: Cargo) -> str:
     return digest(cargo.capsule.payload) if cargo.capsule else ""
+
+
+def _plain(name: str, content: bytes) -> bytes:
+    if type(content) is not bytes:
+        raise Refused(
+            Reason.DIGEST_MISMATCH, f"the {name} are not plain bytes, which nobody can change", "seal them again"
+        )
+    return content
 
 
 def _size(cargo: Cargo) -> int:

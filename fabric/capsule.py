@@ -2,7 +2,8 @@
 
 Two checks, neither trusting the other: the function is walked, for messages a person can act on, and then the pickled
 bytes are read opcode by opcode without running them. The second decides, whatever became of the function since.
-Where code came from does not cross: file, module and qualified names, line tables, annotations.
+Where code came from does not cross: file, module and qualified names, line tables, annotations; nor does what no run
+reads: docstrings, constants and names that no instruction loads.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from cloudpickle.cloudpickle import _dynamic_class_reduce
 
 from fabric.approved import reference
 from fabric.artifacts import digest
+from fabric.bytecode import without_unread
 from fabric.captures import Use, Walk
 from fabric.constants import CapsuleLimits, Constants, InspectText, Problem
 from fabric.errors import CapsuleRefused, Reason
@@ -105,7 +107,8 @@ def open_capsule(payload: bytes, expected_digest: str) -> Callable[..., Any]:
 def _examine(fn: Callable[..., object], constants: Constants) -> tuple[XRay, bytes]:
     name = constants.shown(str(getattr(fn, "__qualname__", type(fn).__qualname__)))
     # 1. Walk the function.
-    captures, payload = _walked(fn, name, constants), b""
+    walk, payload = Walk(constants), b""
+    captures = _walked(walk, fn, name, constants)
     # 2. Pickle it, and believe nothing but the bytes.
     if not any(capture.reason for capture in captures):
         try:
@@ -113,7 +116,7 @@ def _examine(fn: Callable[..., object], constants: Constants) -> tuple[XRay, byt
         except Exception as error:  # noqa: BLE001 - an object's own error may quote its content
             captures += [_unreadable(name, constants.shown(type(error).__name__))]
         else:
-            captures += read_payload(payload, constants)
+            captures += read_payload(payload, constants, walk.program)
     found = XRay(
         function=name,
         size_bytes=len(payload) if payload else None,
@@ -123,10 +126,10 @@ def _examine(fn: Callable[..., object], constants: Constants) -> tuple[XRay, byt
     return found, payload
 
 
-def _walked(fn: Callable[..., object], name: str, constants: Constants) -> list[Capture]:
-    walk = Walk(constants)
+def _walked(walk: Walk, fn: Callable[..., object], name: str, constants: Constants) -> list[Capture]:
     try:
         walk.value(name, "function", fn, Use(name))
+        walk.finish(name)
     except CapsuleRefused:
         raise
     except Exception as error:  # noqa: BLE001 - attributes of user objects may raise anything
@@ -162,6 +165,8 @@ class _Pickler(cloudpickle.Pickler):
             return NotImplemented if own_name or "." in name else (getattr, (sys.modules[module], name))
         if isinstance(obj, enum.Enum):
             return getattr, (type(obj), obj.name)
+        if type(obj) is property:
+            return property, (obj.fget, obj.fset, obj.fdel)
         if isinstance(obj, CodeType):
             return self.dispatch_table[CodeType](_without_places(obj))
         if isinstance(obj, FunctionType):
@@ -183,7 +188,12 @@ class _Pickler(cloudpickle.Pickler):
 
     def _function_by_value(self, func: FunctionType) -> tuple[Any, ...]:
         rebuild, args, (attributes, slots), *rest = self._dynamic_function_reduce(func)
-        clean = {"__annotations__": {}, "__module__": _MODULE, "__qualname__": func.__name__}
+        clean: dict[str, Any] = {
+            "__annotations__": {},
+            "__module__": _MODULE,
+            "__qualname__": func.__name__,
+            "__doc__": None,
+        }
         return rebuild, args, (attributes, slots | clean), *rest
 
     def _class_by_value(self, cls: type) -> Any:
@@ -204,7 +214,7 @@ class _Pickler(cloudpickle.Pickler):
 
 
 def _without_places(code: CodeType) -> CodeType:
-    return code.replace(
+    return without_unread(code).replace(
         co_filename=CODE_FILE,
         co_qualname=code.co_name,
         co_firstlineno=1,

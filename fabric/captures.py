@@ -1,7 +1,8 @@
 """Captures: everything that would cross with a function, found by walking it before it is pickled.
 
 Closed by default: what is not known to be plain is refused. A function or class of an approved module crosses as its
-name; every other one is walked, because it crosses as its bytes.
+name; every other one is walked, because it crosses as its bytes. A captured value must be written in the program that
+captures it: one that the program computed may be data, and only a few short ones may cross.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import enum
 import functools
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from types import (
     BuiltinFunctionType,
     CellType,
@@ -27,15 +28,15 @@ from types import (
 from typing import Any, NamedTuple
 
 from fabric.approved import is_approved, is_installed, reference
+from fabric.bytecode import MAX_UNREACHED_BYTES, globals_of, line_of, unreached, unreached_bytes
 from fabric.constants import NO_DATA, Constants, Problem
 from fabric.datatypes import INSIDE, SINGLETONS, is_rows, leaves, object_problem, public_name
 from fabric.errors import Reason
+from fabric.literals import Program, Written
 from fabric.xray import Capture
 
 _SCALARS = (str, bytes, int, float, complex)
 _CONTAINERS = (list, tuple, set, frozenset, dict, MappingProxyType)
-_READS_GLOBAL = {"LOAD_GLOBAL", "STORE_GLOBAL", "DELETE_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"}
-_READS_CELL = {"LOAD_DEREF", "LOAD_CLOSURE", "LOAD_CLASSDEREF", "LOAD_FROM_DICT_OR_DEREF", "LOAD_FAST"}
 _CLASS_PLUMBING = {
     "__abstractmethods__",
     "__annotations__",
@@ -51,6 +52,10 @@ _CLASS_PLUMBING = {
 _DESCRIPTORS = (MemberDescriptorType, GetSetDescriptorType)
 _NAME_LISTS = {"__dataclass_fields__", "__slots__", "__match_args__", "__static_attributes__", "_member_names_"}
 _METHODS = (FunctionType, staticmethod, classmethod, property)
+_CAPTURED = {
+    *("closure variable", "global", "default", "keyword default", "class attribute", "instance attribute"),
+    *("function attribute", "partial argument", "enum member"),
+}
 _INSTEAD = {
     "closure variable": " instead of closing over it",
     "global": " instead of reading a global",
@@ -70,11 +75,13 @@ class Use(NamedTuple):
 
 
 class Walk:
-    """One walk over a function. `captures` grows; nothing that was walked is changed."""
+    """One walk over a function. `captures` grows, `program` learns its files; nothing that was walked is changed."""
 
     def __init__(self, constants: Constants) -> None:
         self.captures: list[Capture] = []
+        self.program = Program()
         self._constants = constants
+        self._written = Written(self.program, constants)
         self._seen: dict[int, object] = {}
         self._open: set[int] = set()
         self._items = 0
@@ -94,11 +101,18 @@ class Walk:
             (dataclasses.Field, self._field),
         )
 
-    def value(self, name: str, kind: str, value: object, use: Use, *, only_refused: bool = False) -> None:
+    def value(self, name: str, kind: str, value: Any, use: Use, *, only_refused: bool = False) -> None:
         """Read one captured value, and what it captures in turn."""
-        problem = self._problem(value, name, use)
+        problem = self._constants.name_problem(value) if kind == "name" else self._problem(value, name, use)
+        if problem is None and kind in _CAPTURED:
+            problem = self._written.problem(value)
         if problem or not (only_refused or use.generated):
-            self._add(name, kind, type(value), problem, use)
+            self._add(name, kind, type(value), problem, use, _told(value))
+
+    def finish(self, function: str) -> None:
+        """Read what only shows when everything was seen: an identifier in parts over several captured texts."""
+        if not any(c.reason for c in self.captures) and (problem := self._written.joined()):
+            self._add("captured texts, joined", "constant", str, problem, Use(function))
 
     def _problem(self, value: Any, name: str, use: Use) -> Problem | None:
         kind = type(value)
@@ -168,6 +182,7 @@ class Walk:
         if is_installed(function):
             return self._not_approved(function.__module__)
         code, shown = function.__code__, self._constants.shown(function.__qualname__)
+        self.program.holds(code.co_filename)
         generated = code.co_filename == "<string>" or is_approved(str(function.__globals__.get("__name__")))
         self._code(code, shown, function.__doc__)
         for name, cell in zip(code.co_freevars, function.__closure__ or (), strict=True):
@@ -202,12 +217,17 @@ class Walk:
                 self._code(constant, function, None)
                 continue
             texts += [constant] if isinstance(constant, str) else []
-            kind = "docstring" if doc is not None and constant is doc else "constant"
-            self._literal(kind, constant, Use(function, lines.get(id(constant)) or code.co_firstlineno))
+            place = Use(function, lines.get(id(constant)) or code.co_firstlineno)
+            if doc is not None and constant is doc:
+                self.value("docstring", "docstring", doc, place, only_refused=True)
+            else:
+                self._literal("constant", constant, place)
         for name in (code.co_name, *code.co_names, *code.co_varnames, *code.co_freevars, *code.co_cellvars):
             self.value("name", "name", name, here, only_refused=True)
         if problem := self._constants.machine_code(code.co_code):
             self._add("bytecode", "constant", bytes, problem, here)
+        if (stray := unreached_bytes(code)) > MAX_UNREACHED_BYTES:
+            self._add("bytecode", "constant", bytes, unreached(stray), here)
         if len(self.captures) == before and (problem := self._constants.joined(texts)):
             self._add("constants, joined", "constant", str, problem, here)
 
@@ -220,6 +240,7 @@ class Walk:
             problem = self._too_many(f"{len(inside):,} items")
         elif before <= limits.constants < self._literals:
             problem = self._too_many(f"more than {limits.constants:,} constants")
+        problem = problem or self._constants.spelled(inside)
         for leaf in inside:
             problem = problem or self._problem(leaf, kind, use)
         if problem:
@@ -236,6 +257,7 @@ class Walk:
         if is_installed(cls):
             return self._not_approved(cls.__module__)
         shown = self._constants.shown(cls.__qualname__)
+        self.program.holds(getattr(sys.modules.get(str(cls.__module__)), "__file__", None))
         for base in (type(cls), *getattr(cls, "__orig_bases__", ()), *cls.__bases__):
             self.value(f"{shown}.__bases__", "base class", base, use, only_refused=True)
         self.value("name", "name", cls.__name__, use, only_refused=True)
@@ -289,6 +311,7 @@ class Walk:
         for index, argument in enumerate(value.args):
             self.value(f"{name} argument {index + 1}", "partial argument", argument, use)
         for keyword, argument in value.keywords.items():
+            self.value("name", "name", keyword, use, only_refused=True)
             self.value(str(keyword), "partial argument", argument, use)
         for attribute, held in vars(value).items():
             self.value(f"{name}.{attribute}", "instance attribute", held, use)
@@ -307,16 +330,26 @@ class Walk:
         parts = (value.name, value.default, value.default_factory, value.metadata)
         return next((p for part in parts if (p := self._problem(part, name, use))), None)
 
-    def _add(self, name: str, kind: str, cls: type, problem: Problem | None, use: Use) -> None:
+    def _add(
+        self,
+        name: str,
+        kind: str,
+        cls: type,
+        problem: Problem | None,
+        use: Use,
+        told: tuple[int | None, str] = (None, ""),
+    ) -> None:
+        size_bytes, size_text = (problem.size_bytes, problem.size_text) if problem else told
         fix = problem.fix.replace(NO_DATA, NO_DATA + _INSTEAD.get(kind, ""), 1) if problem else ""
         self.captures.append(
             Capture(
                 name=self._constants.shown(name),
                 kind=kind,
                 type_name=self._constants.shown(public_name(cls)),
-                size_bytes=problem.size_bytes if problem else None,
-                size_text=problem.size_text if problem else "",
+                size_bytes=size_bytes,
+                size_text=size_text,
                 reason=problem.reason if problem else None,
+                findings=problem.findings if problem else (),
                 function=use.function,
                 line=use.line,
                 fix=fix,
@@ -324,31 +357,17 @@ class Walk:
         )
 
 
-def globals_of(code: CodeType) -> Iterator[str]:
-    """Yield the global names that `code` and the code inside it read or write, each once."""
-    seen = set()
-    for part in _codes(code):
-        for instruction in dis.get_instructions(part):
-            if instruction.opname in _READS_GLOBAL and instruction.argval not in seen:
-                seen.add(instruction.argval)
-                yield instruction.argval
-
-
-def line_of(code: CodeType, name: str) -> int | None:
-    """Return the line of the file where `code`, or code inside it, first loads the variable `name`."""
-    for part in _codes(code):
-        for instruction in dis.get_instructions(part):
-            loads = instruction.opname in _READS_GLOBAL or instruction.opname in _READS_CELL
-            if loads and instruction.argval == name and instruction.positions and instruction.positions.lineno:
-                return instruction.positions.lineno
-    return None
-
-
-def _codes(code: CodeType) -> Iterator[CodeType]:
-    yield code
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _codes(constant)
+def _told(value: object) -> tuple[int | None, str]:
+    """Return the size of a value that may cross, in bytes and in words."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass")), f"{len(value):,} characters"
+    if isinstance(value, bytes):
+        return len(value), f"{len(value):,} bytes"
+    if isinstance(value, list | tuple | set | frozenset | dict | MappingProxyType):
+        return None, f"{len(value):,} items"
+    if isinstance(value, FunctionType):
+        return len(value.__code__.co_code), f"{len(value.__code__.co_code):,} bytes of code"
+    return None, "one value" if isinstance(value, int | float | complex) else ""
 
 
 def _content(cell: CellType) -> tuple[object, ...]:

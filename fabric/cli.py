@@ -22,6 +22,7 @@ from fabric.policy_commands import approve_command, plan, policy_app
 from fabric.recipe_commands import recipe_app
 from fabric.starter import PEOPLE, write_starter
 from fabric.stores import Home
+from fabric.xray_commands import show_xray
 
 app = typer.Typer(
     name="fabric",
@@ -39,6 +40,7 @@ app.command("verify")(verify)
 app.add_typer(policy_app, name="policy")
 app.command("plan")(plan)
 app.command("approve")(approve_command)
+app.command("xray")(show_xray)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

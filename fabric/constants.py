@@ -1,33 +1,33 @@
 """Constants: texts, bytes and numbers inside outbound code, read for identifiers and for their size.
 
-A text is read as written, normalized (NFKC, decimal digits of any script, no invisible characters), and decoded where
-it holds base64 or hex. This stops what honest code carries along; an author bent on hiding a value can still encode it,
-which no inspection of constants can prevent.
+A text is read as written and in the readings of `fabric.readings`: normalized, decoded, backwards. This stops what
+honest code carries along, and the plain ways of hiding it; an author bent on hiding a value can still compute it from
+others, which no inspection of constants can prevent. What they can hide is bounded by the limits here.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
+import math
 import re
-import unicodedata
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from fabric.errors import CapsuleRefused, Reason
+from fabric.readings import readings_of, readings_of_bytes, readings_of_number, readings_of_numbers
 
 InspectText = Callable[[str], Collection[str]]
 
 NO_DATA = "pass the matrix as the function's argument"
 NO_IDENTIFIER = "delete the identifier from the code"
 
-_DECODE_DEPTH = 2
 _SHORTEST_NUMBER = 100_000  # six digits: shorter numbers identify nobody and are everywhere
-_HEX = re.compile(r"(?:[0-9A-Fa-f]{2}){4,}")
-_BASE64 = re.compile(r"[A-Za-z0-9+/_-]{8,}")
 _PRINTABLE = re.compile(rb"[\x20-\x7e]{8,}")
-_INVISIBLE = {"\x00", "\u034f", "\u115f", "\u1160", "\u3164", "\uffa0"}
+_SETTING = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}\Z")
+_NAME = re.compile(r"(?:\.?\w[\w.]*|<(?:generic parameters of )?\w+>)\Z")
+_SHOWN = re.compile(r"[\w.<>]*(?:\[\.\.\.\]|\.[\w.<>]+)*(?: argument \d+)?(?:s, joined| texts, joined)?\Z")
+_SETTING_DIGITS = 5
+"""Significant digits of a number that is a setting; 16 or 17 are a measurement, or a reading of somebody."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +37,7 @@ class CapsuleLimits:
     Attributes:
         payload_bytes: the whole capsule.
         items: values in captured lists, tuples, sets and dicts, all of them together.
+        computed: captured values that the program computed; all others must be written in it.
         constants: values written into the code of all its functions together.
         text_chars: one text.
         run_chars: one text between two white spaces; longer ones are opaque.
@@ -46,6 +47,7 @@ class CapsuleLimits:
 
     payload_bytes: int = 256 * 1024
     items: int = 64
+    computed: int = 8
     constants: int = 512
     text_chars: int = 2_000
     run_chars: int = 200
@@ -55,12 +57,17 @@ class CapsuleLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Problem:
-    """Why a value must not cross, its size in words, and the way out."""
+    """Why a value must not cross, its size in words, and the way out.
+
+    Attributes:
+        findings: the entities that were found in it.
+    """
 
     reason: Reason
     size_text: str
     fix: str
     size_bytes: int | None = None
+    findings: tuple[str, ...] = ()
 
 
 class Constants:
@@ -97,20 +104,35 @@ class Constants:
         return None
 
     def joined(self, texts: Sequence[str]) -> Problem | None:
-        """Say whether texts that are harmless one by one make an identifier when put together, in order."""
-        return self._identifier("".join(texts), f"{len(texts):,} texts")
+        """Say whether texts, harmless one by one, make an identifier when put together, in order or backwards."""
+        forwards = self._identifier("".join(texts), f"{len(texts):,} texts")
+        return forwards or self._identifier("".join(reversed(texts)), f"{len(texts):,} texts")
+
+    def spelled(self, numbers: Sequence[object]) -> Problem | None:
+        """Say whether small numbers in a row are the characters of an identifier."""
+        texts = readings_of_numbers(numbers)
+        return next((p for text in texts if (p := self._identifier(text, f"{len(numbers):,} numbers"))), None)
 
     def shown(self, name: str) -> str:
-        """Return the last part of `name` if it may stand in a message: printable, short and free of identifiers."""
+        """Return the last part of `name` if it may stand in a message: words of code, short, free of identifiers."""
         name = name.rpartition("<locals>.")[2]
         words = name.replace(".", " ")  # a dotted name is not the web address that a recognizer takes it for
-        safe = name.isprintable() and len(name) <= self.limits.run_chars and not self._found(words)
+        safe = _SHOWN.match(name) and len(name) <= self.limits.run_chars and not self._found(words)
         return name if safe else "(name withheld)"
+
+    def name_problem(self, name: str) -> Problem | None:
+        """Say what is wrong with a name in code: it must be one, and hold no identifier."""
+        if (problem := self.problem(name)) is not None or _NAME.match(name):
+            return problem
+        return Problem(
+            reason=Reason.CAPSULE_CAPTURES_DATA,
+            size_text="a name that is no word of Python",
+            fix="use names that stand in code: a name taken from data is data",
+        )
 
     def _found(self, text: str) -> frozenset[str]:
         if text not in self._read:
-            readings = {*_readings(text, _DECODE_DEPTH)}
-            self._read[text] = frozenset().union(*(self._inspect(reading) for reading in readings))
+            self._read[text] = frozenset().union(*(self._inspect(reading) for reading in readings_of(text)))
         return self._read[text]
 
     def _inspect(self, text: str) -> set[str]:
@@ -152,7 +174,8 @@ class Constants:
                 size_bytes=len(value),
                 fix=f"{NO_DATA}; a bytes constant may have {self.limits.bytes_len} bytes",
             )
-        return self._identifier(value.decode("latin-1"), size_text)
+        texts = readings_of_bytes(value)
+        return next((p for text in texts if (p := self._identifier(text, size_text))), None)
 
     def _number(self, value: int) -> Problem | None:
         if value.bit_length() > 64:
@@ -161,7 +184,8 @@ class Constants:
                 size_text=f"{value.bit_length():,} bits",
                 fix=f"{NO_DATA}; a number may have 64 bits",
             )
-        return self._identifier(str(abs(value)), "a number") if abs(value) >= _SHORTEST_NUMBER else None
+        texts = readings_of_number(abs(value)) if abs(value) >= _SHORTEST_NUMBER else ()
+        return next((p for text in texts if (p := self._identifier(text, "a number"))), None)
 
     def _identifier(self, text: str, size_text: str) -> Problem | None:
         found = self._found(text)
@@ -171,48 +195,24 @@ class Constants:
         if not found:
             return None
         return Problem(
-            reason=Reason.CAPSULE_IDENTIFIER, size_text=f"{size_text}, {', '.join(sorted(found))}", fix=NO_IDENTIFIER
+            reason=Reason.CAPSULE_IDENTIFIER,
+            size_text=f"{size_text}, {', '.join(sorted(found))}",
+            fix=NO_IDENTIFIER,
+            findings=tuple(sorted(found)),
         )
 
 
-def _readings(text: str, depth: int) -> Iterator[str]:
-    plain = _normalized(text)
-    yield from (text, plain)
-    if "_" in plain:
-        yield plain.replace("_", "-")
-    if depth:
-        for decoded in {*_decodings(plain), *_decodings("".join(plain.split()))}:
-            yield from _readings(decoded, depth - 1)
+def is_setting(value: object) -> bool:
+    """Say whether a value is short enough to be a setting: a word of up to 32 characters, or five significant digits.
 
-
-def _normalized(text: str) -> str:
-    out = []
-    for char in unicodedata.normalize("NFKC", text):
-        category = unicodedata.category(char)
-        if category == "Nd":
-            out.append(str(unicodedata.decimal(char)))
-        elif category == "Pd":
-            out.append("-")
-        elif category != "Cf" and char not in _INVISIBLE:
-            out.append(char)
-    return "".join(out)
-
-
-def _decodings(text: str) -> Iterator[str]:
-    for match in _HEX.finditer(text):
-        yield from _as_text(bytes.fromhex(match.group()))
-    for match in _BASE64.finditer(text):
-        run = match.group().replace("-", "+").replace("_", "/")
-        try:
-            yield from _as_text(base64.b64decode(run + "=" * (-len(run) % 4)))
-        except binascii.Error:
-            continue
-
-
-def _as_text(raw: bytes) -> Iterator[str]:
-    try:
-        decoded = raw.decode("utf-8")
-    except UnicodeDecodeError:
-        return
-    if decoded.isprintable():
-        yield decoded
+    A cell of a record is longer, as a rule: names and notes have spaces, dates and numbers of people more digits.
+    """
+    if isinstance(value, str):
+        return bool(_SETTING.match(value)) and sum(char.isdigit() for char in value) <= _SETTING_DIGITS
+    if isinstance(value, bool) or value is None:
+        return True
+    if isinstance(value, int):
+        return value.bit_length() <= 64 and len(str(abs(value)).rstrip("0")) <= _SETTING_DIGITS
+    if isinstance(value, float):
+        return not math.isfinite(value) or float(f"{value:.{_SETTING_DIGITS}g}") == value
+    return isinstance(value, complex) and is_setting(value.real) and is_setting(value.imag)

@@ -21,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from fabric.errors import InvalidInput, Reason
+from fabric.results import read_json
 from fabric.specs import ModelSpec, TrainingSpec
 
 MODEL_FILE = "model.safetensors"
@@ -282,13 +283,14 @@ def read_history(content: bytes) -> list[Epoch]:
         InvalidInput: `RESULT_REFUSED`.
     """
     try:
-        raw = json.loads(content)["history"]
+        raw = read_json(content)["history"]
         history = [
             Epoch(epoch=int(e["epoch"]), training=float(e["training"]), validation=float(e["validation"])) for e in raw
         ]
-    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
+    except (ValueError, KeyError, TypeError, OverflowError, InvalidInput):
         history = []
-    if not history or not all(math.isfinite(e.training) and math.isfinite(e.validation) for e in history):
+    finite = all(math.isfinite(e.training) and math.isfinite(e.validation) for e in history)
+    if not history or not finite or [e.epoch for e in history] != list(range(1, len(history) + 1)):
         raise InvalidInput(
             Reason.RESULT_REFUSED, "the training history is not a list of finite losses", "lower the learning rate"
         )

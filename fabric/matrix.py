@@ -90,9 +90,15 @@ class SealedMatrix:
                 f"the statement names {len(signed.statement.subjects)} chunks, {len(chunks)} are given",
                 "sanitize the records again",
             )
-        for index, chunk in enumerate(chunks):
+        # Of a class that could answer otherwise the second time, only what it answers now is held.
+        held = (
+            chunks
+            if type(chunks) is StoredChunks
+            else tuple(chunks[index] for index in range(len(signed.statement.subjects)))
+        )
+        for index, chunk in enumerate(held):
             check_chunk(signed, index, chunk)
-        return cls(chunks if isinstance(chunks, StoredChunks) else tuple(chunks), signed)
+        return cls(held, signed)
 
     @classmethod
     def load(cls, folder: Path, *, trusted: Sequence[PublicKey]) -> SealedMatrix:
@@ -163,6 +169,12 @@ def check_chunk(signed: Signed, index: int, chunk: bytes) -> None:
     Raises:
         StatementInvalid: `DIGEST_MISMATCH`.
     """
+    if type(chunk) is not bytes:
+        raise StatementInvalid(
+            Reason.MATRIX_MALFORMED,
+            f"{chunk_name(index)} is not plain bytes, which nobody can change",
+            "sanitize again",
+        )
     stated = signed.statement.subjects.get(chunk_name(index))
     actual = digest(chunk)
     if stated != actual:

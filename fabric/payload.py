@@ -1,7 +1,8 @@
 """Payloads: the pickled bytes of outbound code, read opcode by opcode and put together from stand-ins, never run.
 
 Every constant in the bytes is read; every global must be approved; nothing may be called but what rebuilds functions,
-classes and plain objects. So a table, whose pickle calls Arrow, cannot cross, however it got in.
+classes and plain objects. So a table, whose pickle calls Arrow, cannot cross, however it got in. What is captured must
+be written in the program, but for a few settings.
 """
 
 from __future__ import annotations
@@ -13,10 +14,11 @@ from collections.abc import Iterator
 from typing import Any, Never
 
 from fabric.approved import APPROVED_PACKAGES, is_approved
-from fabric.constants import NO_DATA, Constants, Problem
+from fabric.constants import NO_DATA, Constants, Problem, is_setting
 from fabric.datatypes import is_rows, leaves
 from fabric.errors import Reason
-from fabric.xray import Capture, human_size
+from fabric.literals import Program, unwritten
+from fabric.xray import Capture, human_size, refused
 
 CODE_FILE = "<capsule>"
 KIND = "part of the bytes"
@@ -62,6 +64,9 @@ _STRUCTURE = {
     *("SETITEM", "SETITEMS", "EMPTY_SET", "ADDITEMS", "FROZENSET", "NONE", "NEWTRUE", "NEWFALSE"),
     *("STACK_GLOBAL", "REDUCE", "NEWOBJ", "NEWOBJ_EX", "BUILD"),
 }
+_SCALARS = (str, bytes, int, float, complex)
+_CAPTURING = ("__globals__", "__kwdefaults__", "__defaults__")
+_NAMES = ("__module__", "__qualname__", "__doc__", "__slots__")
 _FIX = "use plain functions, classes and values"
 _PLACES_IN_CODE = {"co_code": 6, "co_consts": 7, "co_filename": 10, "co_linetable": 14, "co_exceptiontable": 15}
 
@@ -74,8 +79,13 @@ class _NotPlainError(Exception):
         super().__init__(path)
 
 
-def read_payload(payload: bytes, constants: Constants) -> list[Capture]:
+def read_payload(payload: bytes, constants: Constants, program: Program) -> list[Capture]:
     """Return what must not cross in the pickled bytes of a function; nothing if they may.
+
+    Args:
+        payload: the bytes.
+        constants: reads what is in them.
+        program: the files that the function was written in.
 
     Raises:
         CapsuleRefused: `INSPECTION_FAILED` if a text could not be inspected.
@@ -93,7 +103,7 @@ def read_payload(payload: bytes, constants: Constants) -> list[Capture]:
     except Exception as error:  # noqa: BLE001 - bytes that plain code does not make; the error may quote them
         return [_refusal(type(error).__name__, Reason.CAPSULE_UNREADABLE, "", _FIX)]
     # 2. Read every constant, wherever it is.
-    return [*_sizes(parts, constants), *_texts(payload, parts, constants)]
+    return [*_sizes(parts, constants), *_computed(parts, constants, program), *_texts(payload, parts, constants)]
 
 
 class _Parts(pickle.Unpickler):
@@ -102,6 +112,7 @@ class _Parts(pickle.Unpickler):
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
         self.held: list[object] = []
+        self.captured: list[object] = []
         self.literals: list[tuple[object, ...]] = []
         self.bytecode: set[bytes] = set()
         self.names: set[str] = set()
@@ -136,10 +147,13 @@ class _Parts(pickle.Unpickler):
             self._code(args)
         elif path == f"{_CLOUDPICKLE}._function_setstate":
             self.held += _function_values(*args[1])
+            self.captured += _function_values(args[1][0], {n: v for n, v in args[1][1].items() if n in _CAPTURING})
         elif path == f"{_CLOUDPICKLE}._class_setstate":
             self.held += args[1][0].values()
+            self.captured += (value for name, value in args[1][0].items() if name not in _NAMES)
         else:
             self.held += args
+            self.captured += _captured(path, args)
         return self.stand_in(f"{path}()")
 
     def make(self, path: str, args: tuple[Any, ...]) -> _Made:
@@ -147,6 +161,7 @@ class _Parts(pickle.Unpickler):
         if path.partition(".")[0] in ("numpy", "pyarrow"):
             raise _NotPlainError(path)
         self.held += args
+        self.captured += args
         return _Made(self)
 
     def _code(self, args: tuple[Any, ...]) -> None:
@@ -174,6 +189,7 @@ class _StandIn(type):
 
     def __setstate__(cls, state: object) -> None:
         cls.parts.held += _state_values(state)
+        cls.parts.captured += _state_values(state)
 
 
 class _Made:
@@ -184,6 +200,7 @@ class _Made:
 
     def __setstate__(self, state: object) -> None:
         self._parts.held += _state_values(state)
+        self._parts.captured += _state_values(state)
 
 
 def _function_values(attributes: dict[str, object], slots: dict[str, Any]) -> Iterator[object]:
@@ -196,6 +213,14 @@ def _function_values(attributes: dict[str, object], slots: dict[str, Any]) -> It
             yield from value or ()
         else:
             yield value
+
+
+def _captured(path: str, args: tuple[Any, ...]) -> Iterator[object]:
+    """Yield what a call was given to keep; names, flags and bases that rebuild a class or a function are not."""
+    if path.removeprefix(f"{_CLOUDPICKLE}.") in ("_make_cell", "functools.partial", "re._compile", "builtins.property"):
+        yield from args
+    elif path == f"{_CLOUDPICKLE}._make_skeleton_enum":
+        yield args[3]
 
 
 def _state_values(state: Any) -> Iterator[object]:
@@ -215,18 +240,21 @@ def _sizes(parts: _Parts, constants: Constants) -> Iterator[Capture]:
         yield _too_many("constants", literals)
 
 
+def _computed(parts: _Parts, constants: Constants, program: Program) -> Iterator[Capture]:
+    """Yield a refusal where captured values are not written in the program; each distinct value counts once here."""
+    held = {(type(leaf), leaf) for value in parts.captured for leaf in leaves(value) if type(leaf) in _SCALARS}
+    computed = [value for _, value in held if not program.says(value)]
+    limit = constants.limits.computed
+    if len(computed) > limit or not all(map(is_setting, computed)):
+        yield refused("capsule", KIND, "captured", unwritten(len(computed), limit))
+
+
 def _texts(payload: bytes, parts: _Parts, constants: Constants) -> Iterator[Capture]:
     for opcode, value, _ in pickletools.genops(payload):
         if opcode.name in _CONSTANTS and value is not None:
             problem = _constant(value, parts, constants)
             if problem:
-                yield _refusal(
-                    f"{type(value).__name__} constant",
-                    problem.reason,
-                    problem.size_text,
-                    problem.fix,
-                    problem.size_bytes,
-                )
+                yield refused("capsule", KIND, f"{type(value).__name__} constant", problem)
         elif opcode.name not in _STRUCTURE:
             yield _refusal(f"opcode {opcode.name}", Reason.CAPSULE_UNREADABLE, "", _FIX)
 
@@ -251,12 +279,5 @@ def _too_many(type_name: str, count: int) -> Capture:
 
 
 def _refusal(type_name: str, reason: Reason, size_text: str, fix: str, size_bytes: int | None = None) -> Capture:
-    return Capture(
-        name="capsule",
-        kind=KIND,
-        type_name=type_name,
-        size_bytes=size_bytes,
-        size_text=size_text,
-        reason=reason,
-        fix=fix,
-    )
+    problem = Problem(reason=reason, size_text=size_text, fix=fix, size_bytes=size_bytes)
+    return refused("capsule", KIND, type_name, problem)

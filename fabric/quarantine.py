@@ -1,17 +1,21 @@
 """Quarantine: what comes back from another zone is not trusted.
 
 A result is read as bounded plain files, in formats that cannot execute (safetensors, JSON), checked against what was
-declared, and only then signed and kept. Nothing from outside is unpickled here.
+declared, and only then signed and kept. What is kept is written anew from what was checked, so that nothing beside it
+stays. Nothing from outside is unpickled here.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+
+from safetensors.torch import save as save_safetensors
 
 from fabric.artifacts import digest
 from fabric.errors import InvalidInput, Reason
@@ -24,6 +28,7 @@ from fabric.learning import (
     Network,
     TabularModel,
     load_model,
+    perceptron,
     read_history,
 )
 from fabric.recording import new_id, now
@@ -34,6 +39,7 @@ from fabric.stores import read_bounded
 
 MODEL_TYPE = "urn:zonefabric:statement:model:v1"
 STATEMENT_FILE = "statement.json"
+_HEADER_BYTES = 1_024  # of safetensors' header, for each tensor
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,11 +83,10 @@ def admit_model(
     """
     home_zone = session.config.zones[zone]
     with session.border.refusals("return", home_zone, session.job):
-        if not folder.resolve().is_relative_to(session.home.outbox(zone).resolve()):
-            raise InvalidInput(Reason.RESULT_REFUSED, "the result lies outside the zone's outbox", "run the job again")
-        # 1. Quarantine: bounded plain files, copied inside before anything looks at them.
+        # 1. Quarantine: bounded plain files of the zone's outbox, copied inside before anything looks at them.
         model_id = new_id()
-        files = read_bounded(folder, FILE_LIMITS)
+        largest = min(FILE_LIMITS[MODEL_FILE], _model_bytes(spec, layout, network))
+        files = read_bounded(folder, {**FILE_LIMITS, MODEL_FILE: largest}, root=session.home.outbox(zone))
         quarantine = session.home.quarantine / model_id
         quarantine.mkdir(mode=0o700)
         try:
@@ -89,11 +94,19 @@ def admit_model(
                 session.home.write(quarantine / name, content)
             # 2. Check: the declared network's tensors, finite losses.
             history = read_history(files[STATE_FILE])
+            if len(history) > spec.epochs:
+                raise InvalidInput(
+                    Reason.RESULT_REFUSED, f"the history has {len(history)} epochs of {spec.epochs}", "run it again"
+                )
             model = load_model(files[MODEL_FILE], spec, layout, network)
+            # 3. Keep what was checked, and nothing that came beside it.
+            files = _anew(model, history)
+            for name, content in files.items():
+                session.home.write(quarantine / name, content)
         except BaseException:
             shutil.rmtree(quarantine)
             raise
-    # 3. Record, then keep.
+    # 4. Record, then keep.
     weights = digest(files[MODEL_FILE])
     receipt = session.ledger.intend(
         "return", {"model": model_id, "digest": weights, "from_zone": zone, "job": session.job, **provenance}
@@ -124,3 +137,15 @@ def admit_model(
         session.ledger.conclude(receipt, "failed", {"code": type(error).__name__})
         raise
     return Model(id=model_id, digest=weights, path=kept, history=tuple(history), network=model)
+
+
+def _anew(model: TabularModel, history: list[Epoch]) -> dict[str, bytes]:
+    tensors = {name: tensor.detach().clone().contiguous() for name, tensor in model.state_dict().items()}
+    epochs = json.dumps({"history": [asdict(epoch) for epoch in history]}, allow_nan=False)
+    return {MODEL_FILE: save_safetensors(tensors), STATE_FILE: epochs.encode()}
+
+
+def _model_bytes(spec: TrainingSpec, layout: Layout, network: Network | None) -> int:
+    """Return how large the file of the declared network's tensors may be: they, and a header that names them."""
+    tensors: dict[str, Any] = TabularModel(layout, network or perceptron(spec.model)).state_dict()
+    return _HEADER_BYTES + sum(_HEADER_BYTES + int(each.numel() * each.element_size()) for each in tensors.values())

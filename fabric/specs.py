@@ -6,7 +6,9 @@ names the key, never the value.
 
 from __future__ import annotations
 
+import math
 import tomllib
+import warnings
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -18,7 +20,7 @@ from fabric.errors import InvalidInput, Reason, nearest
 class Spec(BaseModel):
     """Base of every spec: frozen, strict, closed."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, hide_input_in_errors=True)
 
 
 class ModelSpec(Spec):
@@ -57,14 +59,18 @@ class TrainingSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
 
 
+MAX_TRIALS = 1_024
+_FewValues = Field(max_length=32)  # a search tries a few values; hundreds are a column of somebody's
+
+
 class SearchSpace(Spec):
     """Values to try, in every combination; a field left empty keeps the training spec's value."""
 
-    learning_rate: list[Annotated[float, Field(gt=0, le=10)]] = []
-    batch_size: list[Annotated[int, Field(ge=1, le=1_000_000)]] = []
-    weight_decay: list[Annotated[float, Field(ge=0, le=10)]] = []
-    dropout: list[Annotated[float, Field(ge=0, lt=1)]] = []
-    hidden: list[list[Annotated[int, Field(ge=1, le=4096)]]] = []
+    learning_rate: Annotated[list[Annotated[float, Field(gt=0, le=10)]], _FewValues] = []
+    batch_size: Annotated[list[Annotated[int, Field(ge=1, le=1_000_000)]], _FewValues] = []
+    weight_decay: Annotated[list[Annotated[float, Field(ge=0, le=10)]], _FewValues] = []
+    dropout: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], _FewValues] = []
+    hidden: Annotated[list[Annotated[list[Annotated[int, Field(ge=1, le=4096)]], Field(max_length=8)]], _FewValues] = []
 
 
 class SweepSpec(Spec):
@@ -79,9 +85,13 @@ class SweepSpec(Spec):
     concurrent: Annotated[int, Field(ge=1, le=1024)] = 2
 
     @model_validator(mode="after")
-    def _one_worker_each(self) -> SweepSpec:
+    def _small_enough(self) -> SweepSpec:
         if self.training.workers != 1:
             raise ValueError("a trial runs on one worker; leave sweep.training.workers at 1")
+        search = self.search
+        fields = (search.learning_rate, search.batch_size, search.weight_decay, search.dropout, search.hidden)
+        if math.prod(max(len(values), 1) for values in fields) > MAX_TRIALS:
+            raise ValueError(f"the search has more than {MAX_TRIALS} combinations")
         return self
 
     def trials(self) -> list[TrainingSpec]:
@@ -115,6 +125,22 @@ class JobSpec(Spec):
 
 
 SpecT = TypeVar("SpecT", bound=BaseModel)
+
+
+def crossing_form(spec: TrainingSpec) -> dict[str, Any]:
+    """Return the plain form of a spec that goes to workers, its values checked once more.
+
+    A subclass may hold more than a spec does, and pydantic can be asked to make one without checking.
+
+    Raises:
+        InvalidInput: `CONFIG_INVALID`, `UNKNOWN_KEY`.
+    """
+    if type(spec) is not TrainingSpec or type(spec.model) is not ModelSpec:
+        raise InvalidInput(Reason.CONFIG_INVALID, "the spec is of another class than TrainingSpec", "use TrainingSpec")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic's warning of a wrong type quotes the value
+        plain = spec.model_dump()
+    return validate(TrainingSpec, plain, source="the spec", reason=Reason.CONFIG_INVALID).model_dump()
 
 
 def parse(model: type[SpecT], text: str, *, source: str, reason: Reason = Reason.CONFIG_INVALID) -> SpecT:

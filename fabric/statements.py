@@ -195,6 +195,24 @@ def verify(envelope: bytes, *, trusted: Sequence[PublicKey], predicate_type: str
     return Signed(statement=statement, envelope=envelope)
 
 
+def is_bare(envelope: bytes, trusted: Sequence[PublicKey]) -> bool:
+    """Say whether a verified envelope holds nothing but its payload and signatures of trusted keys that verify.
+
+    DSSE lets an envelope carry more: fields that nobody reads, signatures of strangers. None of that may cross.
+    """
+    payload_type, payload, signatures = _open(envelope)
+    keys = {key.keyid: key for key in trusted}
+    message = pae(payload_type, payload)
+    if not all(keyid in keys and keys[keyid].verifies(one, message) for keyid, one in signatures.items()):
+        return False
+    rebuilt = {
+        "payload": base64.b64encode(payload).decode(),
+        "payloadType": payload_type,
+        "signatures": [{"keyid": keyid, "sig": base64.b64encode(one).decode()} for keyid, one in signatures.items()],
+    }
+    return type(envelope) is bytes and canonical(rebuilt) == envelope
+
+
 def timestamp(moment: datetime) -> str:
     """Return `moment` as ISO 8601 in UTC with microseconds."""
     return moment.astimezone(UTC).isoformat(timespec="microseconds")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hmac
 import os
 import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -168,28 +169,66 @@ class Home:
             raise _unwritable(folder) from None
 
 
-def read_bounded(folder: Path, limits: Mapping[str, int]) -> dict[str, bytes]:
+def read_bounded(folder: Path, limits: Mapping[str, int], *, root: Path | None = None) -> dict[str, bytes]:
     """Read the named files of `folder` that another zone wrote, each up to its limit in bytes.
 
-    Symbolic links are not followed: a file that came back may point anywhere.
+    No link is followed, also none put in place of a folder while this reads, and a file with a second name is refused:
+    what came back may point anywhere. What changes while it is read is refused too.
+
+    Args:
+        folder: where the files are.
+        limits: largest size of each file, by name.
+        root: a folder of ours that `folder` must lie in; by default `folder` itself is believed to be ours.
 
     Raises:
         InvalidInput: `RESULT_REFUSED` if a file is missing, no plain file, or too large.
     """
-    return {name: _read_plain(folder / name, limit) for name, limit in limits.items()}
-
-
-def _read_plain(path: Path, limit: int) -> bytes:
+    opened = _open_folder(root or folder, folder)
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
-            content = file.read(limit + 1)
-    except OSError:
+        return {name: _read_plain(opened, name, limit) for name, limit in limits.items()}
+    finally:
+        os.close(opened)
+
+
+def _open_folder(root: Path, folder: Path) -> int:
+    """Return a descriptor of `folder`, opened part by part from `root`."""
+    here = -1
+    try:
+        inside = folder if folder.is_relative_to(root) else root / folder.relative_to(root.resolve())
+        parts = inside.relative_to(root).parts
+        here = os.open(root, os.O_RDONLY | os.O_DIRECTORY)
+        for part in parts:
+            if part == "..":
+                raise ValueError("a way out of the folder")
+            above, here = here, os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            os.close(above)
+    except (OSError, ValueError):
+        if here >= 0:
+            os.close(here)
         raise InvalidInput(
-            Reason.RESULT_REFUSED, f"the result has no plain file {path.name!r}", "run the job again"
+            Reason.RESULT_REFUSED, "the result lies outside the zone's outbox", "run the job again"
         ) from None
-    if len(content) > limit:
+    return here
+
+
+def _read_plain(folder: int, name: str, limit: int) -> bytes:
+    try:
+        with open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder), "rb") as file:
+            before = os.fstat(file.fileno())
+            plain = stat.S_ISREG(before.st_mode) and before.st_nlink == 1
+            content = file.read(limit + 1) if plain and before.st_size <= limit else b""
+            after = os.fstat(file.fileno())
+    except OSError:
+        plain = False
+    if not plain:
+        raise InvalidInput(Reason.RESULT_REFUSED, f"the result has no plain file {name!r}", "run the job again")
+    if before.st_size > limit or len(content) > limit:
         raise InvalidInput(
-            Reason.RESULT_REFUSED, f"the result's file {path.name!r} is larger than {limit} bytes", "return less"
+            Reason.RESULT_REFUSED, f"the result's file {name!r} is larger than {limit} bytes", "return less"
+        )
+    if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        raise InvalidInput(
+            Reason.RESULT_REFUSED, f"the result's file {name!r} changed while it was read", "wait for it"
         )
     return content
 

@@ -27,7 +27,7 @@ from fabric.matrix import SealedMatrix, columns_of
 from fabric.placement import Placement
 from fabric.quarantine import Model, admit_model
 from fabric.session import Session
-from fabric.specs import SweepSpec, TrainingSpec
+from fabric.specs import SweepSpec, TrainingSpec, crossing_form
 from fabric.training import Code, admitted_network, followed, recorded_job, reraise
 
 
@@ -67,13 +67,14 @@ def sweep(
         RemoteFailure: `REMOTE_FAILED`: no trial succeeded.
     """
     trials = spec.trials()
+    specs = [crossing_form(trial) for trial in trials]
     layout = Layout.of(columns_of(matrix.signed), spec.training.task)
     placement = session.place(errand, workers=min(spec.concurrent, len(trials)))
     cargo = Cargo(matrix=matrix, capsule=code.sealed if code else None)
     crossing = session.border.export(cargo, errand, ObjectStoreCarrier())
-    digest = digest_of([trial.model_dump(mode="json") for trial in trials])
+    digest = digest_of(specs)
     with recorded_job(session, errand, placement, crossing, "sweep", digest) as provenance:
-        results = _search(session, crossing, trials, placement, progress)
+        results = _search(session, crossing, specs, placement, progress)
         ranked = sorted(_outcomes(trials, results), key=lambda trial: _rank(trial[0]))
         best, folder = ranked[0]
         if folder is None:
@@ -93,24 +94,24 @@ def sweep(
 def _search(
     session: Session,
     crossing: Crossing,
-    trials: Sequence[TrainingSpec],
+    specs: Sequence[dict[str, Any]],
     placement: Placement,
     progress: Callable[[int, int], None],
 ) -> Any:
     journal = session.home.path / f"sweep-{crossing.id}.progress"
     bundle = {"CPU": 0, **placement.resources_per_worker}
     where = tune.PlacementGroupFactory([bundle], bundle_label_selector=[placement.label_selector])
-    work = tune.with_parameters(_work, ticket=crossing.ticket, specs=[trial.model_dump() for trial in trials])
+    work = tune.with_parameters(_work, ticket=crossing.ticket, specs=specs)
     tuner = tune.Tuner(
         tune.with_resources(work, where),
-        param_space={"trial": tune.grid_search(list(range(len(trials))))},
+        param_space={"trial": tune.grid_search(list(range(len(specs))))},
         tune_config=tune.TuneConfig(
             metric="validation", mode="min", max_concurrent_trials=placement.workers, reuse_actors=False
         ),
         run_config=tune.RunConfig(
             name=f"sweep-{crossing.id}",
             storage_path=str(session.home.outbox(placement.zone.name)),
-            failure_config=tune.FailureConfig(max_failures=trials[0].max_failures),
+            failure_config=tune.FailureConfig(max_failures=specs[0]["max_failures"]),
             callbacks=[_Journal(str(journal))],
             verbose=0,
         ),
@@ -120,7 +121,7 @@ def _search(
     def count(_: str) -> None:
         nonlocal done
         done += 1
-        progress(done, len(trials))
+        progress(done, len(specs))
 
     with followed(journal, count):
         try:

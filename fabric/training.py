@@ -34,7 +34,7 @@ from fabric.matrix import SealedMatrix, columns_of
 from fabric.placement import Placement
 from fabric.quarantine import Model, admit_model
 from fabric.session import Session
-from fabric.specs import TrainingSpec
+from fabric.specs import TrainingSpec, crossing_form
 
 Progress = Callable[[Epoch], None]
 
@@ -63,6 +63,7 @@ def train(
         RemoteFailure: `REMOTE_FAILED`: the workers failed more often than the spec allows.
         InvalidInput: the matrix does not fit the spec, or what came back was refused.
     """
+    crossing_form(spec)  # before anything moves
     layout = Layout.of(columns_of(matrix.signed), spec.task)
     placement = session.place(errand, workers=spec.workers)
     cargo = Cargo(matrix=matrix, capsule=code.sealed if code else None)
@@ -146,7 +147,7 @@ def _fit(session: Session, crossing: Crossing, spec: TrainingSpec, placement: Pl
     journal = session.home.path / f"{run_id}.progress"
     trainer = TorchTrainer(
         _work,
-        train_loop_config={"ticket": crossing.ticket, "spec": spec.model_dump()},
+        train_loop_config={"ticket": crossing.ticket, "spec": crossing_form(spec)},
         scaling_config=ScalingConfig(
             num_workers=placement.workers,
             use_gpu=placement.use_gpu,

@@ -28,6 +28,7 @@ class Capture:
         kind: how it is captured: "closure variable", "global", "default", "keyword default", "class attribute",
             "instance attribute", "function attribute", "partial argument", "constant", "annotation", ...
         reason: why it is refused; None where it is allowed.
+        findings: the identifier entities that were found in it.
         function: the function that uses it.
         line: the line of the file where it is used, if that can be found.
         fix: the way out in one line; empty where it is allowed.
@@ -39,6 +40,7 @@ class Capture:
     size_bytes: int | None = None
     size_text: str = ""
     reason: Reason | None = None
+    findings: tuple[str, ...] = ()
     function: str = ""
     line: int | None = None
     fix: str = ""
@@ -75,6 +77,7 @@ class Capture:
             "size": self.size_text,
             "verdict": self.verdict,
             "reason": self.reason.value if self.reason else None,
+            "findings": list(self.findings),
             "function": self.function,
             "line": self.line,
             "fix": self.fix,
@@ -90,6 +93,7 @@ def refused(name: str, kind: str, type_name: str, problem: Problem) -> Capture:
         size_bytes=problem.size_bytes,
         size_text=problem.size_text,
         reason=problem.reason,
+        findings=problem.findings,
         fix=problem.fix,
     )
 

@@ -80,7 +80,7 @@ def open_chunk(data: bytes, schema: Mapping[str, str]) -> pa.RecordBatch:
 def _live(name: str, column: pa.ChunkedArray) -> Values:
     """Return the values of `column` in memory of their own: NaN for a null, one NaN, no negative zero."""
     if not _NAME.match(name):
-        raise _unfit(f"the column name {name!r} is not a token")
+        raise _unfit("a column's name is not a token of lower-case letters, digits and underscores")  # it may be data
     if str(column.type) not in _TYPES:
         raise _unfit(f"column {name!r} is {column.type}, not numbers")
     real = pa.types.is_floating(column.type)

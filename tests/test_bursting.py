@@ -8,9 +8,10 @@ import pyarrow as pa
 import pytest
 from conftest import PLANTED
 
-from fabric.bursting import _encode, _result, _unfit
 from fabric.constants import CapsuleLimits, Constants
 from fabric.errors import FabricError, InvalidInput, Reason, RemoteFailure
+from fabric.parameters import unfit as unfit_in
+from fabric.results import decode, encode
 from fabric.specs import ModelSpec, SweepSpec, TrainingSpec, parse
 from fabric.sweeping import _outcomes, _rank
 from sanitize.inspection import Inspector
@@ -22,7 +23,7 @@ def inspect_text():
 
 
 def unfit(inspect_text, **parameters):
-    return _unfit(parameters, Constants(inspect_text, CapsuleLimits()))
+    return unfit_in(parameters, Constants(inspect_text, CapsuleLimits()))
 
 
 def test_settings_are_parameters(inspect_text):
@@ -48,18 +49,18 @@ def test_data_is_no_parameter(inspect_text, parameters):
 
 @pytest.mark.parametrize("value", [1, 2.5, "text", [1, None], {"a": [True]}])
 def test_json_comes_back_as_it_was(value):
-    assert _result(_encode(value)) == value
+    assert decode(encode(value)) == value
 
 
 def test_a_table_of_numbers_comes_back_as_it_was():
     table = pa.table({"a": [1, 2], "b": [0.5, math.pi]})
-    assert _result(_encode(table)).to_pydict() == table.to_pydict()
+    assert decode(encode(table)).to_pydict() == table.to_pydict()
 
 
 @pytest.mark.parametrize("value", [object(), math.nan, {1, 2}, b"bytes"])
 def test_what_is_neither_json_nor_a_table_is_refused_where_it_was_made(value):
     with pytest.raises(InvalidInput) as caught:
-        _encode(value)
+        encode(value)
     assert caught.value.reason is Reason.RESULT_REFUSED
 
 
@@ -69,7 +70,7 @@ def test_a_table_that_unfolds_is_refused():
     with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
         writer.write_table(table)
     with pytest.raises(FabricError) as caught:
-        _result(("table", b'[["a", "int64"]]', bytes(sink.getvalue())))
+        decode(("table", b'[["a", "int64"]]', bytes(sink.getvalue())))
     assert caught.value.reason in (Reason.RESULT_REFUSED, Reason.MATRIX_MALFORMED)
 
 
@@ -80,13 +81,13 @@ def test_a_table_that_unfolds_is_refused():
 )  # fmt: skip
 def test_an_answer_of_another_shape_is_refused(answer):
     with pytest.raises((InvalidInput, RemoteFailure)) as caught:
-        _result(answer)
+        decode(answer)
     assert caught.value.reason in (Reason.RESULT_REFUSED, Reason.REMOTE_FAILED, Reason.MATRIX_MALFORMED)
 
 
 def test_of_a_remote_error_only_the_class_is_told():
     with pytest.raises(RemoteFailure, match="KeyError"):
-        _result(("error", b"KeyError"))
+        decode(("error", b"KeyError"))
 
 
 class _Tuned:

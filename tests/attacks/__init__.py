@@ -1,0 +1,1 @@
+"""Ways to carry raw data over the border, each tried; see `attacks.ways` for the list."""
