@@ -12,6 +12,7 @@ import secrets
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -75,6 +76,17 @@ class Pair:
     def cut(self) -> None:
         """Take the carrier away: what either side sends is lost, and nobody is told."""
         self.public.run("ip", "link", "set", self.public.interface, "down")
+
+    @contextmanager
+    def cut_for(self, seconds: float) -> Iterator[None]:
+        """Cut the link while the block runs, for `seconds` at least, and heal it."""
+        self.cut()
+        try:
+            since = time.monotonic()
+            yield
+            time.sleep(max(0.0, since + seconds - time.monotonic()))
+        finally:
+            self.heal()
 
     def heal(self) -> None:
         """Give the carrier back."""

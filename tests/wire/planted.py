@@ -48,6 +48,10 @@ class Planted:
         """Return the cells of one column."""
         return [row[name] for row in self.rows]
 
+    def recipe(self, starter: str) -> str:
+        """Return the starter's recipe with income in bins: planted incomes are too far apart to cross rounded."""
+        return starter.replace('treatment = "round"\nto = 5000', 'treatment = "bin"\nedges = [0, 20000, 60000, 100000]')
+
     def write(self, path: Path, *, rows: int) -> None:
         """Write made-up people and the planted ones among them as CSV."""
         write_people(path, rows=rows, seed=3)
@@ -70,7 +74,7 @@ def _row(random: Random, index: int) -> dict[str, str]:
         "condition": "renal",
         "plan": "basic",
         "visits": "7",
-        "income": str(random.randrange(2**29, 2**31) * 10 // 10 | 1),
+        "income": str(random.randrange(2**29, 2**31) | 1),
         "notes": f"{first} told {random.getrandbits(60):x} about «{random.getrandbits(60):x}».",
-        "cost": f"{random.randrange(10**6, 10**7)}.{random.randrange(11, 99)}",
+        "cost": f"{random.randrange(5_000, 15_000)}.{random.randrange(11, 99)}",
     }

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import bz2
 import lzma
-import re
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
+import hyperscan
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -22,24 +22,27 @@ MAX_UNPACKED = 256 * 1024 * 1024
 _STEP = 1 << 10
 """Small, because what a piece held is lost with it when the package turns out to be damaged in it."""
 
-_ZSTD, _LZ4, _PARQUET = b"\x28\xb5\x2f\xfd", b"\x04\x22\x4d\x18", b"PAR1"
-_MAGIC = re.compile(
-    rb"\x1f\x8b\x08|PK\x03\x04|BZh[1-9]1AY&SY|\xfd7zXZ\x00|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18|PAR1"
-    rb"|x[\x01\x5e\x9c\xda]"
-)
+_MAGICS: dict[bytes, str] = {
+    rb"\x1f\x8b\x08": "gzip",
+    rb"PK\x03\x04": "zip",
+    rb"BZh[1-9]1AY&SY": "bz2",
+    rb"\xfd7zXZ\x00": "xz",
+    rb"\x28\xb5\x2f\xfd": "zstd",
+    rb"\x04\x22\x4d\x18": "lz4",
+    rb"x[\x01\x5e\x9c\xda]": "zlib",
+    rb"PAR1": "parquet",
+}
 
 
 def packages(content: bytes) -> Iterator[tuple[str, int, bytes]]:
     """Yield the kind, the place and the unpacked bytes of everything in `content` that opens."""
-    for match in _MAGIC.finditer(content):
-        magic, start = match.group(), match.start()
-        if magic == _PARQUET:
-            continue
-        kind, opener = _OPENERS.get(magic[:2], ("zlib", _zlib))
-        opened = opener(content, start)
-        if opened:
+    marks: list[tuple[int, str]] = []
+    kinds = list(_MAGICS.values())
+    _DATABASE.scan(content, match_event_handler=lambda index, start, end, flags, _: marks.append((start, kinds[index])))
+    for start, kind in marks:
+        if kind in _OPENERS and (opened := _OPENERS[kind](content, start)):
             yield kind, start, opened
-    for start, table in _parquet(content):
+    for start, table in _parquet(content, [start for start, kind in marks if kind == "parquet"]):
         yield "parquet", start, table
 
 
@@ -143,9 +146,8 @@ def _zstd_end(content: bytes, start: int) -> int:
     return len(content)
 
 
-def _parquet(content: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield every whole Parquet file in `content`, as an uncompressed Arrow stream of its columns."""
-    marks = [match.start() for match in re.finditer(_PARQUET, content)]
+def _parquet(content: bytes, marks: Sequence[int]) -> Iterator[tuple[int, bytes]]:
+    """Yield every whole Parquet file between two of `marks`, as an uncompressed Arrow stream of its columns."""
     for index, end in enumerate(marks):
         (footer,) = struct.unpack_from("<I", content, end - 4) if end >= 12 else (0,)
         if not 0 < footer <= end - 8:
@@ -164,11 +166,20 @@ def _parquet(content: bytes) -> Iterator[tuple[int, bytes]]:
             break
 
 
-_OPENERS: dict[bytes, tuple[str, Callable[[bytes, int], bytes]]] = {
-    b"\x1f\x8b": ("gzip", _gzip),
-    b"PK": ("zip", _zip),
-    b"BZ": ("bz2", _bz2),
-    b"\xfd7": ("xz", _xz),
-    _ZSTD[:2]: ("zstd", _zstd),
-    _LZ4[:2]: ("lz4", _lz4),
+def _compiled() -> hyperscan.Database:
+    database = hyperscan.Database(mode=hyperscan.HS_MODE_BLOCK)
+    flags = hyperscan.HS_FLAG_SOM_LEFTMOST | hyperscan.HS_FLAG_DOTALL
+    database.compile(expressions=list(_MAGICS), ids=list(range(len(_MAGICS))), elements=len(_MAGICS), flags=flags)
+    return database
+
+
+_DATABASE = _compiled()
+_OPENERS: dict[str, Callable[[bytes, int], bytes]] = {
+    "gzip": _gzip,
+    "zip": _zip,
+    "bz2": _bz2,
+    "xz": _xz,
+    "zstd": _zstd,
+    "lz4": _lz4,
+    "zlib": _zlib,
 }
