@@ -131,7 +131,7 @@ def living(folder: Path, *, rows: int = 1500) -> Iterator[Lab]:
             pair, home, planted, search, Capture(pair.private.enter, pair.private.interface, folder / "link.pcap")
         )
         lab.env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))}
-        lab.env |= {"PATH": f"{_BIN}{os.pathsep}{lab.env['PATH']}", "PYTHONPATH": str(ROOT)}
+        lab.env |= {"PATH": f"{_BIN}{os.pathsep}{lab.env['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         places = {
             "private": (pair.private.address, ()),
             "public": (pair.public.address, pair.public.enter_alone),
