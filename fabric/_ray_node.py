@@ -1,7 +1,8 @@
 """One node of a local Ray cluster: its environment, its `ray start` command, and what is bent inside that command.
 
 A public node gets a minimal environment, no CPU, and its own home and temporary folder. Every node listens on the
-loopback interface only, unless it was given an address in a network of its own. This module never imports Ray; its hook runs where Ray is imported already.
+loopback interface only, unless it was given an address in a network of its own. This module never imports Ray; its hook
+runs where Ray is imported already.
 """
 
 from __future__ import annotations
@@ -60,7 +61,11 @@ def node_settings(cluster_id: str, token_path: Path) -> dict[str, str]:
 
 
 def private_environment(
-    base: Mapping[str, str], extra: Mapping[str, str], settings: Mapping[str, str], temp: Path, address: str
+    base: Mapping[str, str],
+    extra: Mapping[str, str],
+    settings: Mapping[str, str],
+    temp: Path,
+    address: str = LOOPBACK,
 ) -> dict[str, str]:
     """Return the user's whole environment, less the RAY_* that would point Ray elsewhere."""
     kept = {name: value for name, value in base.items() if not name.startswith("RAY_")}

@@ -1,8 +1,8 @@
 """A Ray cluster of several zones on one machine: start it, find it again, stop it.
 
 The private zone is the head node; every other zone is a node with no CPU, its own folder and a minimal environment.
-All listen on the loopback interface only, behind a token. This shows where work lands and what leaves; it is one
-machine and one user, so it is no wall between the zones.
+All listen on the loopback interface only, unless a `Place` gives a node a network of its own, and behind a token. This
+shows where work lands and what leaves; it is one machine and one user, so it is no wall between the zones.
 
 Every process of a cluster carries the cluster's random id in its environment. That mark, not a pid or a name, decides
 what belongs to the cluster, so no other Ray on the machine is ever touched. This module never imports Ray.
@@ -289,9 +289,8 @@ def _bring_up(
 ) -> LocalCluster:
     """Start the head and, as soon as its GCS has a port, all other nodes; return when every node is registered."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    temps = [node.temp for node in cluster.nodes]
-    head = cluster.nodes[0].address
-    command = _ray_node.head_command(ordered[0], temps[0], head, gcs_port=ports.gcs, dashboard_port=ports.dashboard)
+    head, temp = cluster.nodes[0].address, cluster.private_temp
+    command = _ray_node.head_command(ordered[0], temp, head, gcs_port=ports.gcs, dashboard_port=ports.dashboard)
     for index, zone in enumerate(ordered):
         progress(f"starting zone {zone.name}")
         node = cluster.nodes[index]

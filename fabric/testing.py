@@ -1,4 +1,4 @@
-"""Public fakes for tests: a carrier that keeps the cargo in memory, and a matrix sealed from plain values."""
+"""Public fakes for tests: a carrier in memory, a matrix sealed from plain values, and a border that is off."""
 
 from __future__ import annotations
 

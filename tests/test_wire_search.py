@@ -1,4 +1,4 @@
-"""The search of the wire harness: every way in which a planted value could lie about is found, and near misses are not."""
+"""The search of the wire harness: planted values are found however they are written or packed, near misses are not."""
 
 import base64
 import bz2

@@ -183,7 +183,7 @@ def _unlinked(root: Path) -> Iterator[Path]:
 
 
 def _pieces(file: object, start: int, stop: int) -> Iterator[bytes]:
-    """Yield a file's bytes in pieces that overlap, so that what lies over an edge is seen; pieces of zeros are left out."""
+    """Yield a file's bytes in pieces that overlap, so that what lies over an edge is seen; zeros are left out."""
     for at in range(start, stop, _PIECE):
         file.seek(at)  # type: ignore[attr-defined]
         piece = file.read(min(_PIECE + _OVERLAP, stop - at))  # type: ignore[attr-defined]

@@ -138,7 +138,7 @@ def _zstd_end(content: bytes, start: int) -> int:
     while at + 3 <= len(content):
         block = int.from_bytes(content[at : at + 3], "little")
         kind, size = block >> 1 & 3, block >> 3
-        if kind == 3 or size > 1 << 17 and kind != 1:
+        if kind == 3 or (size > 1 << 17 and kind != 1):
             return start
         at += 3 + (1 if kind == 1 else size)
         if block & 1:

@@ -1,7 +1,7 @@
 """Ways by which raw data might leave, tried in a driver of the private zone while the link is watched.
 
-`WAYS` is the hook: a list of callables, each given a `wire.driving.ClusterLab`. A way ends in a refusal, in a result, or
-in any other error; what it ends in is told, but only the search of the wire and of the public side says whether it
+`WAYS` is the hook: a list of callables, each given a `wire.driving.ClusterLab`. A way ends in a refusal, in a result,
+or in any other error; what it ends in is told, but only the search of the wire and of the public side says whether it
 leaked. Those here use Ray and the driver itself; ways through outbound code and crossings have lists of their own.
 """
 
@@ -26,7 +26,9 @@ def closure_over_the_records(lab: Any) -> object:
 
 
 def default_argument(lab: Any) -> object:
-    def work(table, held=lab.records.to_pylist()[-1]):
+    row = lab.records.to_pylist()[-1]
+
+    def work(table, held=row):
         return table.num_rows
 
     return lab.burst(work)
