@@ -1,7 +1,8 @@
 """One node of a local Ray cluster: its environment, its `ray start` command, and what is bent inside that command.
 
 A public node gets a minimal environment, no CPU, and its own home and temporary folder. Every node listens on the
-loopback interface only. This module never imports Ray; its hook runs where Ray is imported already.
+loopback interface only, unless it was given an address in a network of its own. This module never imports Ray; its hook
+runs where Ray is imported already.
 """
 
 from __future__ import annotations
@@ -60,11 +61,15 @@ def node_settings(cluster_id: str, token_path: Path) -> dict[str, str]:
 
 
 def private_environment(
-    base: Mapping[str, str], extra: Mapping[str, str], settings: Mapping[str, str], temp: Path
+    base: Mapping[str, str],
+    extra: Mapping[str, str],
+    settings: Mapping[str, str],
+    temp: Path,
+    address: str = LOOPBACK,
 ) -> dict[str, str]:
     """Return the user's whole environment, less the RAY_* that would point Ray elsewhere."""
     kept = {name: value for name, value in base.items() if not name.startswith("RAY_")}
-    return {**kept, **past_the_proxy(base), "TMPDIR": str(temp), **extra, **settings}
+    return {**kept, **past_the_proxy(base, address), "TMPDIR": str(temp), **extra, **settings}
 
 
 def public_environment(
@@ -76,39 +81,39 @@ def public_environment(
     return {**kept, **own, **extra, **settings, _AWAIT: str(registered_file(head))}
 
 
-def past_the_proxy(base: Mapping[str, str]) -> dict[str, str]:
-    """Return what exempts the loopback interface from the user's proxy, where there is one."""
+def past_the_proxy(base: Mapping[str, str], address: str) -> dict[str, str]:
+    """Return what exempts the cluster's `address` from the user's proxy, where there is one."""
     if not any(name.lower() in _PROXIES for name in base):
         return {}
-    exempt = ",".join(filter(None, [base.get("no_proxy", base.get("NO_PROXY", "")), LOOPBACK]))
+    exempt = ",".join(filter(None, [base.get("no_proxy", base.get("NO_PROXY", "")), address]))
     return {"no_proxy": exempt, "NO_PROXY": exempt}
 
 
-def head_command(zone: Zone, temp: Path, *, gcs_port: int, dashboard_port: int) -> list[str]:
+def head_command(zone: Zone, temp: Path, address: str, *, gcs_port: int, dashboard_port: int) -> list[str]:
     """Return the `ray start` of the private zone's node. Port 0 is one that the kernel chooses."""
     ports = ["--port", str(gcs_port), "--dashboard-port", str(dashboard_port)]
-    place = ["--head", "--no-monitor", "--include-dashboard", "true", "--dashboard-host", LOOPBACK, *ports]
-    return [*_command(zone, temp, PRIVATE_AMOUNT), *place]
+    place = ["--head", "--no-monitor", "--include-dashboard", "true", "--dashboard-host", address, *ports]
+    return [*_command(zone, temp, address, PRIVATE_AMOUNT), *place]
 
 
-def other_command(zone: Zone, temp: Path, *, gcs_address: str) -> list[str]:
+def other_command(zone: Zone, temp: Path, address: str, *, gcs_address: str) -> list[str]:
     """Return the `ray start` of another zone's node.
 
     Its one byte of memory keeps out placement groups that ask for nothing but memory. Without a log monitor, what
     code prints there is not streamed into private drivers.
     """
     return [
-        *_command(zone, temp, zone.slots),
+        *_command(zone, temp, address, zone.slots),
         *["--address", gcs_address, "--memory", "1", "--include-log-monitor", "false"],
     ]
 
 
-def _command(zone: Zone, temp: Path, amount: int) -> list[str]:
+def _command(zone: Zone, temp: Path, address: str, amount: int) -> list[str]:
     free = ["min-worker", "max-worker", "object-manager", "node-manager", "runtime-env-agent", "metrics-export"]
     ports = [word for name in free for word in (f"--{name}-port", "0")]
     return [
         *[sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--disable-usage-stats"],
-        *["--temp-dir", str(ray_folder(temp)), "--node-ip-address", LOOPBACK, "--node-name", zone.name],
+        *["--temp-dir", str(ray_folder(temp)), "--node-ip-address", address, "--node-name", zone.name],
         *["--num-cpus", str(zone.cpus), "--num-gpus", str(zone.gpus), "--labels", f"zone={zone.name}"],
         *["--resources", json.dumps({zone.resource: amount}), *ports],
         *["--object-store-memory", str(OBJECT_STORE_BYTES)],
@@ -136,11 +141,10 @@ def log_folder(temp: Path) -> Path:
     return ray_folder(temp) / "session_latest" / "logs"
 
 
-def gcs_address(temp: Path) -> str:
-    """Return the address at which the head's GCS listens, or "" as long as it does not."""
+def gcs_port(temp: Path) -> str:
+    """Return the port at which the head's GCS listens, or "" as long as it does not."""
     for file in ray_folder(temp).glob("session_latest/gcs_server_port_*"):
-        port = file.read_text().strip()
-        return f"{LOOPBACK}:{port}" if port else ""
+        return file.read_text().strip()
     return ""
 
 

@@ -1,8 +1,8 @@
 """A Ray cluster of several zones on one machine: start it, find it again, stop it.
 
 The private zone is the head node; every other zone is a node with no CPU, its own folder and a minimal environment.
-All listen on the loopback interface only, behind a token. This shows where work lands and what leaves; it is one
-machine and one user, so it is no wall between the zones.
+All listen on the loopback interface only, unless a `Place` gives a node a network of its own, and behind a token. This
+shows where work lands and what leaves; it is one machine and one user, so it is no wall between the zones.
 
 Every process of a cluster carries the cluster's random id in its environment. That mark, not a pid or a name, decides
 what belongs to the cluster, so no other Ray on the machine is ever touched. This module never imports Ray.
@@ -31,7 +31,7 @@ from typing import Any
 import psutil
 
 from fabric import _ray_node
-from fabric._ray_node import MARK
+from fabric._ray_node import LOOPBACK, MARK
 from fabric.errors import ClusterUnavailable, InvalidInput, Reason, nearest
 from fabric.zones import Zone, ZoneKind
 
@@ -61,12 +61,26 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a zone's node starts, if not on the loopback interface of this process: in a network of its own.
+
+    Attributes:
+        address: at which the node listens and by which the others reach it.
+        launcher: words put before its command, such as `nsenter --net=...`; they must end by becoming the command.
+    """
+
+    address: str = LOOPBACK
+    launcher: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
     """One zone's node: the process that holds it (`ray start --block`) and its folder; pid 0 before it starts."""
 
     zone: str
     temp: Path
     pid: int = 0
+    address: str = LOOPBACK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -108,7 +122,7 @@ class LocalCluster:
 
     def to_json(self) -> dict[str, Any]:
         """Return the cluster as a JSON object."""
-        nodes = [{"zone": node.zone, "temp": str(node.temp), "pid": node.pid} for node in self.nodes]
+        nodes = [{**asdict(node), "temp": str(node.temp)} for node in self.nodes]
         return {**asdict(self), "state_dir": str(self.state_dir), "nodes": nodes}
 
     @classmethod
@@ -141,7 +155,7 @@ def client_env(cluster: LocalCluster, base_env: Mapping[str, str] = MappingProxy
         "RAY_ADDRESS": cluster.gcs_address,
         "RAY_API_SERVER_ADDRESS": cluster.dashboard_url,
         "RAY_AUTH_TOKEN": "",  # It would win over the file; empty, it does not.
-        **_ray_node.past_the_proxy(base_env),
+        **_ray_node.past_the_proxy(base_env, cluster.nodes[0].address),
         **_ray_node.client_settings(cluster.token_path),
     }
 
@@ -159,6 +173,7 @@ def start(
     base_env: Mapping[str, str],
     progress: Callable[[str], None],
     tied_to_pid: int | None = None,
+    places: Mapping[str, Place] = MappingProxyType({}),
 ) -> LocalCluster:
     """Start one node per zone and return when all are registered and the dashboard answers.
 
@@ -171,6 +186,7 @@ def start(
         base_env: the environment of the caller.
         progress: told one line at each step; what it raises undoes the start.
         tied_to_pid: the cluster stops when this process dies; without it, the cluster outlives its starter.
+        places: where nodes start that do not share the loopback interface, by zone name.
 
     Raises:
         ClusterUnavailable: `FABRIC_ALREADY_UP`, `PORT_TAKEN`, or `CLUSTER_FAILED` with the folder of the logs.
@@ -189,13 +205,14 @@ def start(
         _require_free(ports.gcs, "the GCS of Ray")
         _require_free(ports.dashboard, "the dashboard and the jobs API")
         # 2. Write down what is about to exist, so that it is cleaned up whatever happens; then make it exist.
-        cluster = _planned(ordered, state_dir)
+        cluster = _planned(ordered, state_dir, places)
         try:
             _prepare(cluster)
             if tied_to_pid is not None:
                 _start_watcher(cluster, base_env, tied_to_pid)
             environments = _environments(cluster, base_env, private_env, public_env)
-            cluster = _bring_up(cluster, ordered, environments, ports, progress)
+            launchers = [places.get(zone.name, Place()).launcher for zone in ordered]
+            cluster = _bring_up(cluster, ordered, environments, launchers, ports, progress)
             # 3. Believe it when the dashboard lists every zone.
             progress("waiting for the dashboard")
             _await(cluster, cluster.nodes[0], lambda _: _listing(cluster), time.monotonic() + START_TIMEOUT_S)
@@ -220,10 +237,13 @@ def _head_first(zones: Sequence[Zone]) -> list[Zone]:
     return ordered
 
 
-def _planned(ordered: Sequence[Zone], state_dir: Path) -> LocalCluster:
+def _planned(ordered: Sequence[Zone], state_dir: Path, places: Mapping[str, Place]) -> LocalCluster:
     cluster_id = secrets.token_hex(8)
     temps = _temps(cluster_id, len(ordered))
-    nodes = tuple(Node(zone=zone.name, temp=temp) for zone, temp in zip(ordered, temps, strict=True))
+    nodes = tuple(
+        Node(zone=zone.name, temp=temp, address=places.get(zone.name, Place()).address)
+        for zone, temp in zip(ordered, temps, strict=True)
+    )
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return LocalCluster(id=cluster_id, state_dir=state_dir, started_at=now, nodes=nodes)
 
@@ -249,8 +269,9 @@ def _environments(
 ) -> list[dict[str, str]]:
     settings = _ray_node.node_settings(cluster.id, cluster.token_path)
     head = cluster.private_temp
+    address = cluster.nodes[0].address
     return [
-        _ray_node.private_environment(base, private, settings, head),
+        _ray_node.private_environment(base, private, settings, head, address),
         *(
             _ray_node.public_environment(base, public.get(node.zone, {}), settings, node.temp, head)
             for node in cluster.nodes[1:]
@@ -262,22 +283,25 @@ def _bring_up(
     cluster: LocalCluster,
     ordered: Sequence[Zone],
     environments: Sequence[Mapping[str, str]],
+    launchers: Sequence[Sequence[str]],
     ports: Ports,
     progress: Callable[[str], None],
 ) -> LocalCluster:
     """Start the head and, as soon as its GCS has a port, all other nodes; return when every node is registered."""
     deadline = time.monotonic() + START_TIMEOUT_S
-    temps = [node.temp for node in cluster.nodes]
-    command = _ray_node.head_command(ordered[0], temps[0], gcs_port=ports.gcs, dashboard_port=ports.dashboard)
+    head, temp = cluster.nodes[0].address, cluster.private_temp
+    command = _ray_node.head_command(ordered[0], temp, head, gcs_port=ports.gcs, dashboard_port=ports.dashboard)
     for index, zone in enumerate(ordered):
         progress(f"starting zone {zone.name}")
+        node = cluster.nodes[index]
         if index:
-            command = _ray_node.other_command(zone, temps[index], gcs_address=cluster.gcs_address)
-        node = replace(cluster.nodes[index], pid=_spawn(command, environments[index], temps[index]))
+            command = _ray_node.other_command(zone, node.temp, node.address, gcs_address=cluster.gcs_address)
+        node = replace(node, pid=_spawn([*launchers[index], *command], environments[index], node.temp))
         cluster = replace(cluster, nodes=(*cluster.nodes[:index], node, *cluster.nodes[index + 1 :]))
         _write(cluster)
         if not index:
-            cluster = replace(cluster, gcs_address=_await(cluster, node, _ray_node.gcs_address, deadline))
+            port = _await(cluster, node, _ray_node.gcs_port, deadline)
+            cluster = replace(cluster, gcs_address=f"{head}:{port}")
     for node in cluster.nodes:
         _await(cluster, node, _ray_node.registered, deadline)
         progress(f"zone {node.zone} is up")

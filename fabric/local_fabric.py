@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from fabric.config import Config, Environment
-from fabric.local_cluster import LocalCluster, Ports, start
+from fabric.local_cluster import LocalCluster, Place, Ports, start
 from fabric.stores import Home
 from fabric.zones import ZoneKind
 
 
 def start_local(
-    config: Config, environment: Environment, *, progress: Callable[[str], None], tied_to_pid: int | None = None
+    config: Config,
+    environment: Environment,
+    *,
+    progress: Callable[[str], None],
+    tied_to_pid: int | None = None,
+    places: Mapping[str, Place] = MappingProxyType({}),
 ) -> LocalCluster:
     """Start the cluster of `config` on this machine.
 
     Args:
         progress: told one line at each step.
         tied_to_pid: stop the cluster when this process dies.
+        places: where nodes start that do not share the loopback interface, by zone name.
 
     Raises:
         ClusterUnavailable: `FABRIC_ALREADY_UP`, `PORT_TAKEN`, `CLUSTER_FAILED`.
@@ -50,4 +57,5 @@ def start_local(
         base_env=environment.variables,
         progress=progress,
         tied_to_pid=tied_to_pid,
+        places=places,
     )

@@ -1,8 +1,9 @@
-"""Public fakes for tests: a carrier that keeps the cargo in memory, and a matrix sealed from plain values."""
+"""Public fakes for tests: a carrier in memory, a matrix sealed from plain values, and a border that is off."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -10,7 +11,8 @@ from types import MappingProxyType
 import pyarrow as pa
 
 from fabric.artifacts import chunk_name, digest
-from fabric.crossing import Cargo, Parcel
+from fabric.crossing import GRANT_TYPE, Cargo, Carrier, Parcel, Ticket
+from fabric.ledger import Ledger
 from fabric.matrix import MATRIX_TYPE, SealedMatrix
 from fabric.statements import Signed, SigningKey, Statement, sign, timestamp
 from sanitize.sealing import seal
@@ -67,6 +69,44 @@ class MemoryCarrier:
             raise self.fails
         self.carried.append(MemoryTicket(cargo, grant))
         return self.carried[-1]
+
+
+class UnsafeBorderWarning(UserWarning):
+    """The border is off: nothing decides, checks or grants what is carried."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UnsafeBorder:
+    """A border that is off, to show that whatever watches behind it can see raw data. No part of a fabric ever uses it.
+
+    No file, setting or variable turns a border off: somebody has to write this name into a program. It warns when it is
+    made and records each use in the ledger. It owns no key that any node believes: what it carried is never admitted.
+
+    Attributes:
+        ledger: where each use is recorded before anything moves.
+    """
+
+    ledger: Ledger
+    clock: Callable[[], datetime]
+    _key: SigningKey = field(default_factory=SigningKey.generate, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        warnings.warn("UnsafeBorder: the border is OFF, raw data will leave", UnsafeBorderWarning, stacklevel=3)
+
+    def carry(self, contents: Sequence[bytes], to_zone: str, carrier: Carrier) -> Ticket:
+        """Carry any bytes whatsoever as if they were the chunks of a matrix.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`: without a record not even this moves anything.
+        """
+        subjects = {chunk_name(index): digest(content) for index, content in enumerate(contents)}
+        self.ledger.observe("unsafe-border", {"to_zone": to_zone, "checked": "nothing", "subjects": subjects})
+        until = {"expires_at": timestamp(self.clock())}
+        matrix, grant = (
+            sign(Statement(subjects=subjects, predicate_type=kind, predicate=until), self._key)
+            for kind in (MATRIX_TYPE, GRANT_TYPE)
+        )
+        return carrier.carry(Cargo(matrix=SealedMatrix(tuple(contents), matrix)), grant)
 
 
 def sealed_matrix(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fabric.approvals import Approvals, Approver, approve
-from fabric.artifacts import digest
+from fabric.artifacts import chunk_name, digest
 from fabric.border import Border, Errand
 from fabric.crossing import Cargo, SealedCapsule, admit
 from fabric.errors import FabricError, InvalidInput, Reason, Refused, StatementInvalid
@@ -17,7 +17,7 @@ from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
 from fabric.policy import Policy
 from fabric.statements import SigningKey
-from fabric.testing import OPEN_LABELS, MemoryCarrier, sealed_matrix
+from fabric.testing import OPEN_LABELS, MemoryCarrier, UnsafeBorder, UnsafeBorderWarning, sealed_matrix
 from fabric.verification import verify_bundle
 from fabric.zones import Zone, ZoneKind
 
@@ -337,3 +337,23 @@ def test_a_refusal_is_an_invalid_input_or_a_refusal_and_never_silent(border):
     with pytest.raises(Refused), border.refusals("test", PUBLIC, "job"):
         raise Refused(Reason.POLICY_DENIED, "no")
     assert [r["body"]["code"] for r in records(border)] == ["UNKNOWN_ZONE", "POLICY_DENIED"]
+
+
+def test_a_border_that_is_off_says_so_aloud_and_in_the_evidence_and_nobody_admits_what_it_carried(border, clock):
+    with pytest.warns(UnsafeBorderWarning, match="border is OFF"):
+        unsafe = UnsafeBorder(ledger=border.ledger, clock=clock)
+    ticket = unsafe.carry([b"raw"], "public", MemoryCarrier())
+    (entry,) = [each for each in border.ledger.entries() if each.record["action"] == "unsafe-border"]
+    assert entry.record["body"]["subjects"] == {chunk_name(0): digest(b"raw")}
+    with pytest.raises(StatementInvalid):
+        admit(ticket.collect([0]), zone="public", trusted=[KEY.public], now=NOW)
+
+
+def test_a_border_that_is_off_carries_nothing_that_it_cannot_record(border, clock):
+    with pytest.warns(UnsafeBorderWarning):
+        unsafe = UnsafeBorder(ledger=border.ledger, clock=clock)
+    border.ledger.close()
+    carrier = MemoryCarrier()
+    with pytest.raises(FabricError):
+        unsafe.carry([b"raw"], "public", carrier)
+    assert carrier.carried == []

@@ -43,6 +43,13 @@ def test_every_reason_token_is_used_by_the_code():
     assert unused == []
 
 
+def test_no_module_uses_the_fakes_so_nothing_can_switch_the_border_off():
+    for folder in ("fabric", "sanitize", "jobs"):
+        for path in (ROOT / folder).glob("*.py"):
+            if path.name != "testing.py":
+                assert not re.search(r"fabric\.testing|import testing|UnsafeBorder", path.read_text()), path
+
+
 def test_every_module_has_its_line_in_the_architecture():
     text = (ROOT / "ARCHITECTURE.md").read_text()
     for folder in ("fabric", "sanitize", "jobs"):

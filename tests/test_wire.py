@@ -1,0 +1,179 @@
+"""Two zones in two network namespaces: what crosses their link, and what the public side holds.
+
+First the harness shows that it can fail: with the border off it finds the planted values in every form. Then the main
+job, a sweep, the ways of attack, and a link that breaks: not one hit.
+"""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("hyperscan", reason="the search needs hyperscan (extra `test`)")
+from wire.capture import flows, messages
+from wire.lab import living
+from wire.namespaces import joined, missing
+from wire.planted import KINDS
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(bool(missing()), reason=missing() or "namespaces can be made here"),
+]
+
+HERE = Path(__file__).parent / "wire"
+FORMS = {
+    *("csv", "utf-16", "base64", "hex", "gzip", "json", "pickle", "rows", "arrow None", "arrow lz4", "arrow zstd"),
+    *("parquet none", "parquet snappy", "parquet gzip", "parquet zstd"),
+}
+OUTCOMES = {
+    "closure_over_the_records": "CAPSULE_CAPTURES_DATA",
+    "default_argument": "CAPSULE_IDENTIFIER",
+    "class_attribute": "CAPSULE_CAPTURES_DATA",
+    "parameter": "PARAMETERS_REFUSED",
+    "network_with_a_raw_layer": "CAPSULE_CAPTURES_DATA",
+    "justification": "ran",
+    "task_and_actor_names_inside": "ran",
+    "exception_inside": "RayTaskError(ValueError)",
+    "print_and_log_inside": "ran",
+    "objects_put_inside": "ran",
+    "plain_tasks": "ran",
+    "metric_labels": "ran",
+    "environment_and_thread_names": "ran",
+    "exception_of_the_work_outside": "REMOTE_FAILED",
+    "result_too_odd_to_return": "RESULT_REFUSED",
+}
+"""What each way ends in. Those that run use the private zone as they may; what they touch must stay there."""
+
+BURST = """
+import fabric
+from fabric.errors import FabricError
+with fabric.connect() as session:
+    matrix = session.sanitize(session.records("people"), session.recipe("people.recipe.toml"))
+    print("crossing", flush=True)
+    try:
+        print("rows", session.burst(lambda table: table.num_rows, matrix, justification="test"))
+    except FabricError as error:
+        print("refused", error.reason)
+"""
+
+
+def submitted(module: str, file: str) -> list[str]:
+    return [
+        *("ray", "job", "submit", "--entrypoint-resources", '{"zone_private": 0.001}'),
+        *("--metadata-json", '{"purpose": "cost-forecast"}', "--", sys.executable, "-m", module, file),
+    ]
+
+
+def test_namespaces_are_gone_afterwards_and_a_cut_link_carries_nothing():
+    with joined() as pair:
+        probe = (sys.executable, "-c", f"import socket; socket.create_connection(('{pair.public.address}', 9), 1)")
+        assert "refused" in _error(pair.private, probe)
+        pair.cut()
+        assert "timed out" in _error(pair.private, probe)
+        pair.heal()
+        assert "refused" in _error(pair.private, probe)
+        names = {pair.private.name, pair.public.name}
+        assert names <= {path.name for path in Path("/run/netns").iterdir()}
+    assert names.isdisjoint(path.name for path in Path("/run/netns").iterdir())
+
+
+def _error(namespace, command) -> str:
+    return subprocess.run([*namespace.enter, *command], capture_output=True, text=True).stderr.splitlines()[-1]
+
+
+def test_with_the_border_off_every_form_is_found_on_the_wire_and_outside(tmp_path):
+    with living(tmp_path) as lab:
+        driver = lab.popen("python", str(HERE / "unguarded.py"))
+        lines = iter(driver.stdout)
+        assert any(line == "held\n" for line in lines)
+        outside = lab.search_public()
+        _, told = driver.communicate(timeout=60)
+        assert "UnsafeBorderWarning: UnsafeBorder: the border is OFF" in told
+        (recorded,) = [entry for entry in lab.evidence() if entry["action"] == "unsafe-border"]
+        assert len(recorded["body"]["subjects"]) == len(FORMS)
+        on_the_wire = lab.search_wire()
+        found = {}
+        for stream in lab.shipped:
+            for message in messages(stream.content):
+                for form in re.findall(rb"form: ([^;]+);", message):
+                    found.setdefault(form.decode(), set()).update(lab.search.content(message, "").columns())
+    assert found == {form: set(KINDS) for form in FORMS}
+    assert on_the_wire.columns() == outside.columns() == set(KINDS)
+    assert {"utf-8", "utf-16-le", "int64 le", "float64 le", "pickle long"} & {hit.encoding for hit in outside.hits}
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory):
+    with living(tmp_path_factory.mktemp("wire")) as made:
+        yield made
+
+
+def test_the_main_job_comes_back_though_the_link_is_cut_in_the_middle_of_its_training(lab):
+    text = (lab.folder / "train.toml").read_text()
+    text = text.replace("epochs = 20", "epochs = 200").replace("checkpoint_every = 5", "checkpoint_every = 20")
+    (lab.folder / "train.toml").write_text(text)
+    job, seen, held = lab.popen(*submitted("jobs.train", f"{lab.folder}/train.toml")), [], None
+    for line in job.stdout:
+        seen.append(line)
+        if line.startswith("epoch 40:"):
+            with lab.pair.cut_for(8):
+                held = lab.search_public()
+    assert job.wait(timeout=60) == 0, "".join(seen)[-3000:]
+    epochs = [int(number) for number in re.findall(r"^epoch (\d+):", "".join(seen), re.M)]
+    assert epochs[-1] == 200
+    assert epochs == sorted(set(epochs))
+    assert "held back, inside: r2" in "".join(seen)
+    assert len(list((lab.folder / ".fabric" / "models").iterdir())) == 1
+    # Searched while the workers outside hold the matrix, the network and its optimiser.
+    assert held.hits == set()
+
+
+def test_a_sweep_runs_over_the_link(lab):
+    out = lab.run(*submitted("jobs.sweep", f"{lab.folder}/sweep.toml")).stdout
+    assert "held back, inside: r2" in out
+
+
+def test_no_way_ends_but_as_it_should(lab):
+    done = lab.run("python", str(HERE / "driving.py"), *lab.planted.rows[-1].values())
+    outcomes = dict(json.loads(found) for found in re.findall(r"^way: (.*)$", done.stdout, re.M))
+    assert {name: outcomes.get(name) for name in OUTCOMES} == OUTCOMES
+
+
+def test_a_link_that_is_cut_while_a_burst_crosses_and_healed_ends_in_its_result_or_a_clean_refusal(lab):
+    driver = lab.popen("python", "-c", BURST)
+    assert any(line == "crossing\n" for line in driver.stdout)
+    with lab.pair.cut_for(8):
+        pass
+    out, told = driver.communicate(timeout=120)
+    assert re.fullmatch(r"rows 1\d\d\d\n|refused [A-Z_]+\n", out), told[-2000:]
+
+
+def test_a_job_that_carries_records_in_its_working_directory_and_variables_is_refused_before_any_node_has_them(lab):
+    carried = json.dumps({"env_vars": {"WHO": lab.planted.rows[0]["name"]}, "working_dir": str(lab.folder)})
+    words = submitted("jobs.train", f"{lab.folder}/train.toml")
+    done = lab.run(*words[:3], "--runtime-env-json", carried, *words[3:], check=False)
+    assert done.returncode != 0
+    assert "Code: WORKING_DIR_CARRIES_DATA" in done.stdout
+
+
+def test_nothing_planted_lies_anywhere_on_the_public_side_after_all_that(lab):
+    crossings = [entry for entry in lab.evidence() if entry["action"] == "crossing" and entry["phase"] == "intent"]
+    assert len(crossings) >= 5
+    found = lab.search_public()
+    assert found.hits == set()
+    assert found.unread == []
+    assert found.searched_bytes > 100 << 20, "the processes outside were not read"
+
+
+def test_nothing_planted_crossed_the_link_in_all_that(lab):
+    found = lab.search_wire()
+    assert found.hits == set()
+    assert sum(stream.gaps for stream in lab.shipped) == 0
+    assert sum(len(messages(stream.content)) for stream in lab.shipped) > 100
+    ends = {lab.pair.private.address, lab.pair.public.address}
+    tcp = [flow for flow in flows(lab.shipped) if flow.protocol == "tcp"]
+    assert {flow.client for flow in tcp} == {flow.server for flow in tcp} == ends
+    print("", *flows(lab.shipped), sep="\n")

@@ -1,0 +1,148 @@
+"""The lab: a fabric over two namespaces, on planted records, with a capture on the link that nothing crosses unseen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from random import SystemRandom
+
+import psutil
+
+from fabric.starter import write_starter
+from wire.capture import Capture, Stream, messages, streams
+from wire.namespaces import Pair, joined
+from wire.planted import KINDS, Planted
+from wire.search import Found, Search
+
+ROOT = Path(__file__).parents[2]
+_BIN = Path(sys.executable).parent
+
+
+@dataclass
+class Lab:
+    """A fabric that is up: the private zone with head and drivers in one namespace, the public node in the other.
+
+    Attributes:
+        folder: of fabric.toml and the records; private.
+    """
+
+    pair: Pair
+    folder: Path
+    planted: Planted
+    search: Search
+    capture: Capture
+    env: dict[str, str] = field(default_factory=dict)
+
+    def run(self, *command: str, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run a command of this environment in the private zone."""
+        done = subprocess.run(
+            self.command(*command), cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout
+        )
+        assert not check or done.returncode == 0, f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+        return done
+
+    def popen(self, *command: str) -> subprocess.Popen[str]:
+        """Start a command of this environment in the private zone."""
+        return subprocess.Popen(
+            self.command(*command),
+            cwd=self.folder,
+            env=self.env,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def command(self, *command: str) -> list[str]:
+        """Return the words that run a program of this Python's environment in the private zone."""
+        return [*self.pair.private.enter, str(_BIN / command[0]), *command[1:]]
+
+    def evidence(self) -> list[dict]:
+        """Return the records of the ledger."""
+        return json.loads(self.run("fabric", "evidence", "--json").stdout)
+
+    @property
+    def state(self) -> dict:
+        """Return what the fabric's state file says of the cluster."""
+        return json.loads((self.folder / ".fabric" / "cluster.json").read_text())
+
+    def public_processes(self) -> list[psutil.Process]:
+        """Return every process in the public namespace, whatever it says of itself."""
+        name = self.pair.public.name
+        pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
+        return [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
+
+    def search_public(self) -> Found:
+        """Search everything that the public side holds: its folder, outbox, /dev/shm, and each of its processes.
+
+        The folder has sessions, logs, spilled objects, sockets, temporary files and its home.
+        """
+        found = Found()
+        node = next(node for node in self.state["nodes"] if node["zone"] == "public")
+        for folder in (
+            node["temp"],
+            self.folder / ".fabric" / "outbox" / "public",
+            f"/proc/{node['pid']}/root/dev/shm",
+        ):
+            found += self.search.folder(Path(folder))
+        for process in self.public_processes():
+            found += self.search.process(process.pid)
+        # A process may end while it is looked at; that is no place that was left out.
+        found.unread = [each for each in found.unread if not each.startswith("/proc/")]
+        return found
+
+    @cached_property
+    def shipped(self) -> list[Stream]:
+        """Return what crossed the link, by streams; the capture ends when this is first asked for."""
+        counted = self.capture.stop()
+        assert counted["packets"] > 0, "the capture saw nothing"
+        assert counted["dropped"] == 0, "the capture has holes: nothing can be said of what it missed"
+        return streams(self.capture.path)
+
+    def search_wire(self) -> Found:
+        """Search what crossed the link, frame by frame, by stream, and by message of gRPC."""
+        found = self.search.file(self.capture.path, "a frame")
+        for stream in self.shipped:
+            found += self.search.content(stream.content, str(stream))
+            for number, message in enumerate(messages(stream.content)):
+                found += self.search.content(message, f"{stream}, message {number}")
+        return found
+
+
+@contextmanager
+def living(folder: Path, *, rows: int = 1500) -> Iterator[Lab]:
+    """Yield a lab in `folder`; in the end nothing of it is left but the folder and the capture."""
+    planted = Planted.draw(SystemRandom())
+    search = Search.for_columns({name: planted.column(name) for name in KINDS}, KINDS)
+    home = folder / "private"
+    write_starter(home)
+    planted.write(home / "people.csv", rows=rows)
+    recipe = home / "people.recipe.toml"
+    recipe.write_text(planted.recipe(recipe.read_text()))
+    with joined() as pair:
+        lab = Lab(
+            pair, home, planted, search, Capture(pair.private.enter, pair.private.interface, folder / "link.pcap")
+        )
+        lab.env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))}
+        lab.env |= {"PATH": f"{_BIN}{os.pathsep}{lab.env['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        places = {
+            "private": (pair.private.address, ()),
+            "public": (pair.public.address, pair.public.enter_alone),
+        }
+        starter = str(Path(__file__).with_name("starting.py"))
+        lab.run("python", starter, str(home / "fabric.toml"), str(os.getpid()), json.dumps(places))
+        try:
+            for line in lab.run("fabric", "env").stdout.splitlines():
+                name, _, value = line.removeprefix("export ").partition("=")
+                lab.env[name] = value.strip("'")
+            yield lab
+        finally:
+            lab.capture.stop()
+            lab.run("fabric", "down", check=False)

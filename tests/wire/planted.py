@@ -1,0 +1,80 @@
+"""Values that cannot be mistaken for anything else, planted as a few rows of the records.
+
+They are drawn anew for each run, so that no source file, cache or package holds one: a hit is a leak. Each row differs
+from the others in every column that must not cross.
+"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from datetime import date, timedelta
+from pathlib import Path
+from random import Random
+
+from fabric.people import COLUMNS, write_people
+from wire.needles import Kind
+
+ROWS = 8
+KINDS: dict[str, Kind] = {
+    "name": "text",
+    "email": "text",
+    "national_id": "text",
+    "phone": "text",
+    "notes": "text",
+    "birth_date": "date",
+    "income": "integer",
+    "cost": "float",
+}
+"""Columns whose raw values must not cross: the starter's recipe drops or coarsens each of them."""
+
+_SYLLABLES = ("zyx", "quor", "vex", "wanq", "jhul", "kibz", "fyoq", "xand", "vruz", "oqti", "phlu", "gwej")
+_FIRST_DAY = date(1936, 1, 1)
+_DAYS_APART = 1500
+
+
+@dataclass(frozen=True, slots=True)
+class Planted:
+    """The planted rows, each a cell of text by column; ages, regions and the like are plausible, so that they cross."""
+
+    rows: tuple[dict[str, str], ...]
+
+    @classmethod
+    def draw(cls, random: Random) -> Planted:
+        """Return rows of values that were never used before."""
+        return cls(tuple(_row(random, index) for index in range(ROWS)))
+
+    def column(self, name: str) -> list[str]:
+        """Return the cells of one column."""
+        return [row[name] for row in self.rows]
+
+    def recipe(self, starter: str) -> str:
+        """Return the starter's recipe with income in bins: planted incomes are too far apart to cross rounded."""
+        return starter.replace('treatment = "round"\nto = 5000', 'treatment = "bin"\nedges = [0, 20000, 60000, 100000]')
+
+    def write(self, path: Path, *, rows: int) -> None:
+        """Write made-up people and the planted ones among them as CSV."""
+        write_people(path, rows=rows, seed=3)
+        with path.open("a", newline="", encoding="utf-8") as file:
+            csv.writer(file).writerows([row[column] for column in COLUMNS] for row in self.rows)
+
+
+def _row(random: Random, index: int) -> dict[str, str]:
+    first, last = (("".join(random.sample(_SYLLABLES, 3))).title() for _ in range(2))
+    last += "é"  # JSON, URLs and UTF-16 write it each in its own way
+    birth = _FIRST_DAY + timedelta(days=index * _DAYS_APART + random.randrange(1, 300))
+    national_id = f"{random.randrange(900, 1000)}-{random.randrange(10, 99)}-{random.randrange(1000, 9999)}"
+    return {
+        "name": f"{first} {last}",
+        "email": f"{first}.{last[:-1]}{random.randrange(10**6):06}@planted.example".lower(),
+        "national_id": national_id,
+        "phone": f"+1-202-555-{random.randrange(100, 200):04}-{random.randrange(10**5):05}",
+        "birth_date": birth.isoformat(),
+        "region": "north",
+        "condition": "renal",
+        "plan": "basic",
+        "visits": "7",
+        "income": str(random.randrange(2**29, 2**31) | 1),
+        "notes": f"{first} told {random.getrandbits(60):x} about «{random.getrandbits(60):x}».",
+        "cost": f"{random.randrange(5_000, 15_000)}.{random.randrange(11, 99)}",
+    }
