@@ -116,23 +116,33 @@ def _labels(engine: SpacyNlpEngine) -> frozenset[str]:
 
 
 def _outside_marks(text: str, found: Sequence[RecognizerResult], kinds: frozenset[str]) -> list[tuple[int, int, str]]:
-    """Return what was found as spans that do not overlap, without our own marks; the best kind names each."""
+    """Return what was found as spans that do not overlap and cut no mark of ours; the best kind names each."""
+    marks = [mark.span() for mark in _MARK.finditer(text) if mark[1] in kinds]
     marked = bytearray(len(text))
-    for mark in _MARK.finditer(text):
-        if mark[1] in kinds:
-            marked[mark.start() : mark.end()] = b"\1" * len(mark[0])
-    real = [r for r in found if any(text[i].isalnum() and not marked[i] for i in range(r.start, r.end))]
+    for start, end in marks:
+        marked[start:end] = b"\1" * (end - start)
+    real = [
+        (*_whole(result.start, result.end, marks), result)
+        for result in found
+        if any(text[i].isalnum() and not marked[i] for i in range(result.start, result.end))
+    ]
     spans: list[tuple[int, int, str]] = []
     best = 0.0
-    for result in sorted(real, key=lambda r: (r.start, -r.end, r.entity_type)):
-        if spans and result.start < spans[-1][1]:
-            start, end, kind = spans[-1]
-            spans[-1] = (start, max(end, result.end), result.entity_type if result.score > best else kind)
+    for start, end, result in sorted(real, key=lambda each: (each[0], -each[1], each[2].entity_type)):
+        if spans and start < spans[-1][1]:
+            first, last, kind = spans[-1]
+            spans[-1] = (first, max(last, end), result.entity_type if result.score > best else kind)
             best = max(best, result.score)
         else:
-            spans.append((result.start, result.end, result.entity_type))
+            spans.append((start, end, result.entity_type))
             best = result.score
     return spans
+
+
+def _whole(start: int, end: int, marks: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return a span grown to the whole of each mark that it cuts."""
+    cut = [mark for mark in marks if mark[0] < end and start < mark[1]]
+    return min([start, *(mark[0] for mark in cut)]), max([end, *(mark[1] for mark in cut)])
 
 
 def _replaced(text: str, spans: Sequence[tuple[int, int, str]]) -> str:
