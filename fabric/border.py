@@ -30,6 +30,7 @@ from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
 from fabric.parameters import check_parameters
 from fabric.policy import Decision, Policy
+from fabric.records import is_token
 from fabric.requests import MoveRequest
 from fabric.statements import PublicKey, Signed, SigningKey, Statement, is_bare, sign, timestamp, verify
 from fabric.verification import Receipt
@@ -151,7 +152,11 @@ class Border:
         try:
             yield decided
         except FabricError as error:
-            body: dict[str, Any] = {"what": what, "zone": zone.name if zone else "", "job": job}
+            body: dict[str, Any] = {
+                "what": what,
+                "zone": zone.name if zone else "",
+                "job": job if is_token(job) else _job_name(job),
+            }
             body["code"] = error.reason.value
             if decided:
                 body["decisions"] = [decision.to_json() for decision in decided]
@@ -216,7 +221,7 @@ class Border:
             "to_zone": errand.zone.name,
             "purpose": errand.purpose,
             # A job may be named by whoever submits it; what crosses is a name that we or Ray made, or a digest.
-            "job": errand.job if _MADE_JOB.match(errand.job) else digest(errand.job.encode()),
+            "job": _job_name(errand.job),
             "matrix_statement": cargo.matrix.signed.digest,
             "issued_at": timestamp(now),
             "expires_at": timestamp(min(now + self.grant_lasts, cargo.matrix.signed.statement.expires_at)),
@@ -231,7 +236,7 @@ class Border:
             "delivery" if errand.zone.kind is ZoneKind.PRIVATE else "crossing",
             {
                 "crossing": crossing_id,
-                "job": errand.job,
+                "job": errand.job if is_token(errand.job) else _job_name(errand.job),
                 "actor": errand.person,
                 "from_zone": self.home_zone.name,
                 "to_zone": errand.zone.name,
@@ -249,6 +254,11 @@ class Border:
                 "bytes": _size(cargo),
             },
         )
+
+
+def _job_name(job: str) -> str:
+    """Return a job's name where we or Ray made it, else its digest: a person may have written anything into it."""
+    return job if _MADE_JOB.match(job) else digest(job.encode())
 
 
 def _code(cargo: Cargo) -> str:

@@ -167,8 +167,14 @@ ACTIONS: Mapping[str, Mapping[str, Kind]] = {
     "break-glass": {"until": _token, "role": _token},
     BUDGET: {"reservation": _token, "account": _token, "currency": _token, "reserved": _count, "spent": _count},
     ROTATION: {"old_key": _token, "new_key": _token},
+    "unsafe-border": {"checked": _token},
     "drill": {"number": _count, "rows": _count, "report": _digest, "passed": _flag},
 }
+
+
+def is_token(text: str) -> bool:
+    """Say whether a text may stand in a record as a token: short, without spaces, no address."""
+    return _token(text)
 
 
 def check_body(action: str, body: Mapping[str, Any]) -> None:
