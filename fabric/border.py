@@ -155,9 +155,9 @@ class Border:
             body: dict[str, Any] = {
                 "what": what,
                 "zone": zone.name if zone else "",
-                "job": job if is_token(job) else _job_name(job),
+                "job": _recorded_name(job),
+                "code": error.reason.value,
             }
-            body["code"] = error.reason.value
             if decided:
                 body["decisions"] = [decision.to_json() for decision in decided]
             self.ledger.observe("refusal", body)
@@ -236,7 +236,7 @@ class Border:
             "delivery" if errand.zone.kind is ZoneKind.PRIVATE else "crossing",
             {
                 "crossing": crossing_id,
-                "job": errand.job if is_token(errand.job) else _job_name(errand.job),
+                "job": _recorded_name(errand.job),
                 "actor": errand.person,
                 "from_zone": self.home_zone.name,
                 "to_zone": errand.zone.name,
@@ -259,6 +259,11 @@ class Border:
 def _job_name(job: str) -> str:
     """Return a job's name where we or Ray made it, else its digest: a person may have written anything into it."""
     return job if _MADE_JOB.match(job) else digest(job.encode())
+
+
+def _recorded_name(job: str) -> str:
+    """Return what our own ledger calls a job: the name, if it is a token, else its digest."""
+    return job if is_token(job) else digest(job.encode())
 
 
 def _code(cargo: Cargo) -> str:
