@@ -19,10 +19,13 @@ MEMORY_AT_MOST = 1024.0
 OURS = frozenset({"fabric.burst", "RayTrainWorker", "ImplicitFunc", "_work", "fabric.sweep"})
 """Names of the work that the fabric itself starts outside, as Ray lists it."""
 OUTSIDE_VARIABLES = frozenset(
-    "FABRIC_ZONE FABRIC_ZONE_KIND FABRIC_TRUSTED_KEYS FABRIC_CLUSTER_ID FABRIC_GUARD FABRIC_AWAIT_FILE HOME LANG LC_ALL "
-    "LD_LIBRARY_PATH PATH PWD PYTHONPATH PYTHONUSERBASE SHLVL SPT_NOENV TMPDIR TZ VIRTUAL_ENV DASHBOARD_METRIC_PORT "
-    "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS PYTHONBREAKPOINT PYTHONUNBUFFERED _ LC_CTYPE OLDPWD PYTHONSAFEPATH".split()
-)
+    {
+        "FABRIC_ZONE", "FABRIC_ZONE_KIND", "FABRIC_TRUSTED_KEYS", "FABRIC_CLUSTER_ID", "FABRIC_GUARD",
+        "FABRIC_AWAIT_FILE", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "PWD", "OLDPWD",
+        "PYTHONPATH", "PYTHONUSERBASE", "SHLVL", "SPT_NOENV", "TMPDIR", "TZ", "VIRTUAL_ENV", "DASHBOARD_METRIC_PORT",
+        "CUDA_VISIBLE_DEVICES", "_",
+    }
+)  # fmt: skip
 """What a node outside is given. Anything else came from somebody's shell. Names that begin with RAY_ are Ray's own."""
 PASSED_ENV_VARS = frozenset({"RAY_ADDRESS", "PYTHONUNBUFFERED", "OMP_NUM_THREADS", "TZ", "LANG"})
 
@@ -236,7 +239,7 @@ def _flags(node: SeenNode, cluster: _Cluster) -> Iterator[Finding]:
     everywhere = sorted({address for address in node.listens if _is_unspecified(address)})
     if everywhere:
         what = f"node {name!r} listens on all addresses of its machine ({', '.join(everywhere)})"
-        yield _open(Code.BOUND_TO_ALL, what, "give --dashboard-host and --node-ip-address, or close the ports to others")
+        yield _open(Code.BOUND_TO_ALL, what, "give --dashboard-host and --node-ip-address, or close its ports")
     if node.variables and flags.get("RAY_USAGE_STATS_ENABLED") != "0":
         what = f"node {name!r} may report usage statistics to Ray's makers"
         yield _open(Code.TELEMETRY_ON, what, "set RAY_USAGE_STATS_ENABLED=0 on every node")
