@@ -157,15 +157,16 @@ def rebuilt() -> list[str]:
     return [first, ray.get(ref)[0]]
 
 
-def attempt(act) -> str:
-    """Return where it ran, or how it was refused; "pending" if Ray goes on looking for a place."""
+def attempt(act) -> tuple[str, list[str]]:
+    """Return how it was refused, and where it ran; "pending" if Ray goes on looking for a place."""
     try:
-        return str(act())
+        seen = act()
     except ray.exceptions.GetTimeoutError:
-        return "pending"
+        return "pending", []
     except Exception as error:
         cause = getattr(error, "cause", None) or error
-        return f"{type(cause).__name__} {getattr(cause, 'reason', '')}".strip()
+        return f"{type(cause).__name__} {getattr(cause, 'reason', '')}".strip(), []
+    return "", [seen] if isinstance(seen, str) else sorted(seen)
 
 
 def soon(ref) -> object:
@@ -241,8 +242,37 @@ class Busy:
         return None
 
 
+def unguarded() -> dict[str, str]:
+    """What a driver without the guard meets: what is for outside is refused where it arrives."""
+    from ray._raylet import CoreWorker
+
+    assert not hasattr(CoreWorker, "_fabric_ground")
+    group = placement_group([{"zone_public": 1}])
+    ray.get(group.ready(), timeout=30)
+    in_group = PlacementGroupSchedulingStrategy(group)
+    tasks = [look.remote() for _ in range(40)]
+    actors = [Looker.remote() for _ in range(8)]
+    return {
+        "tasks": [attempt(lambda ref=ref: ray.get(ref, timeout=60)) for ref in tasks],
+        "actors": [attempt(lambda each=each: ray.get(each.look.remote(), timeout=60)) for each in actors],
+        "asking": [
+            attempt(lambda: ray.get(look.options(resources={"zone_public": 1}).remote(), timeout=30)),
+            attempt(lambda: ray.get(look.options(label_selector={"zone": "public"}).remote(), timeout=30)),
+            attempt(lambda: ray.get(look.options(scheduling_strategy=in_group).remote(), timeout=30)),
+            attempt(lambda: ray.get(Looker.options(resources={"zone_public": 1}).remote().look.remote(), timeout=30)),
+        ],
+    }
+
+
 def main() -> None:
     ray.init(log_to_driver=False, logging_level="ERROR")
+    busy = [Busy.options(num_cpus=1).remote() for _ in range(2)]
+    if "unguarded" in sys.argv:
+        ray.get([actor.hold.remote() for actor in busy])
+        print("FOUND" + json.dumps(unguarded()))
+        return
+    for actor in busy:
+        ray.kill(actor)
     found: dict[str, object] = {"idle": {name: attempt(way) for name, way in {**WAYS, **LIBRARIES}.items()}}
     found["asking"] = asking()
     busy = [Busy.options(num_cpus=1).remote() for _ in range(2)]
@@ -250,7 +280,6 @@ def main() -> None:
     found["full"] = {name: attempt(way) for name, way in WAYS.items()}
     found["passing"] = passing()
     print("FOUND" + json.dumps(found))
-    sys.stdout.flush()
 
 
 if __name__ == "__main__":
