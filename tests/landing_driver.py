@@ -149,11 +149,9 @@ def retried() -> list[str]:
 
 
 def rebuilt() -> list[str]:
-    from ray._private.internal_api import free
-
     ref = large.remote()
     first = ray.get(ref)[0]
-    free([ref], local_only=False)
+    ray._private.worker.global_worker.core_worker.free_objects([ref], False)
     return [first, ray.get(ref)[0]]
 
 
