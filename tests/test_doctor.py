@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -132,6 +136,7 @@ BAD = {
         {Code.VARIABLES_OUTSIDE},
     ),
     "a folder open to other users": (inside(folder_mode=0o755), {Code.FOLDER_OPEN}),
+    "a folder open to a group": (outside(folder_mode=0o750), {Code.FOLDER_OPEN}),
     "spilling to a shared place": (inside(spills_to="s3://bucket"), {Code.SPILLS_ELSEWHERE}),
     "core dumps of private processes": (inside(core_bytes=-1), {Code.CORE_DUMPS_ON}),
     "logs streamed from outside": (outside(streams_logs=True), {Code.LOGS_STREAMED}),
@@ -187,6 +192,11 @@ def test_a_worker_in_a_group_whose_bundle_asked_for_the_zone_did_ask():
     assert judge(work(kind="actor", what="RayTrainWorker", requires={}, within=("zone_public",))) == ()
 
 
+def test_core_dumps_outside_hold_nothing_raw_and_work_on_a_node_that_is_gone_is_not_judged():
+    assert judge(outside(core_bytes=-1)) == ()
+    assert judge(work(node="f" * 56, requires={})) == ()
+
+
 def test_variables_that_cannot_be_seen_are_not_taken_for_bad_ones():
     assert judge(outside(variables=frozenset(), flags={})) == ()
 
@@ -205,3 +215,11 @@ def test_no_amount_outside_of_what_is_not_the_zones_own_is_clean(amount, name):
 def test_a_finding_as_json_has_the_four_words():
     finding = Finding(code=Code.AUTH_OFF, severity=Severity.OPEN, what="w", fix="f")
     assert finding.to_json() == {"code": "AUTH_OFF", "severity": "open", "what": "w", "fix": "f"}
+
+
+def test_the_command_says_that_nothing_is_up(tmp_path):
+    fabric = Path(sys.executable).parent / "fabric"
+    subprocess.run([fabric, "init", "--rows", "100"], cwd=tmp_path, check=True)
+    done = subprocess.run([fabric, "doctor", "--json"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 5
+    assert json.loads(done.stdout)["code"] == "FABRIC_DOWN"
