@@ -97,8 +97,8 @@ HELD: tuple[Held, ...] = (
     ),
     Held(
         id="carried-by-a-job",
-        what="Data in a job's working directory, py_modules, env_vars and metadata, by a program that never heard of the "
-        "fabric",
+        what="Data in a job's working directory, py_modules, env_vars and metadata, by a program that never heard of "
+        "the fabric",
         wall="guard",
         test="test_landing.py::test_what_a_job_carries_reaches_no_file_and_no_process_of_the_public_node",
     ),
@@ -119,7 +119,8 @@ NAMED: tuple[Named, ...] = (
         id="ray-by-hand",
         what="A program of the private zone that unwraps the guard, or asks for `zone_public` by Ray's own API while a "
         "crossing of its own job is open, and passes raw arguments, actor handles, ObjectRefs or `ray.put`",
-        instead="the guard and policy bind honest code; `fabric doctor` names it afterwards; public nodes that you control",
+        instead="the guard and policy bind honest code; `fabric doctor` names it afterwards; public nodes that you "
+        "control",
     ),
     Named(
         id="actor-handle-as-tunnel",
