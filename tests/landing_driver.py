@@ -52,11 +52,6 @@ def dies_once(path: str) -> str:
     return here()
 
 
-@ray.remote(num_cpus=0, max_retries=3)
-def large() -> tuple[str, bytes]:
-    return here(), bytes(2_000_000)
-
-
 def zones_by_node() -> dict[str, str]:
     return {node["NodeID"]: node["Labels"]["zone"] for node in ray.nodes()}
 
@@ -148,13 +143,6 @@ def retried() -> list[str]:
     return [ray.get(dies_once.remote(os.path.join(os.environ["LANDING_FOLDER"], f"died-{time.time()}")))]
 
 
-def rebuilt() -> list[str]:
-    ref = large.remote()
-    first = ray.get(ref)[0]
-    ray._private.worker.global_worker.core_worker.free_objects([ref], False)
-    return [first, ray.get(ref)[0]]
-
-
 def attempt(act) -> tuple[str, list[str]]:
     """Return how it was refused, and where it ran; "pending" if Ray goes on looking for a place."""
     try:
@@ -229,7 +217,6 @@ WAYS = {
     "queue": queues,
     "placement group": groups,
     "retry": retried,
-    "reconstruction": rebuilt,
 }
 LIBRARIES = {"data": data, "tune": trials, "train": train}
 
