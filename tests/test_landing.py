@@ -78,7 +78,7 @@ def run(cluster: LocalCluster, *command: str, guarded: bool = True, **more: str)
 
 def drive(cluster: LocalCluster, folder: Path, *words: str, guarded: bool = True) -> dict:
     done = run(cluster, sys.executable, str(DRIVER), *words, guarded=guarded, LANDING_FOLDER=str(folder))
-    assert "FOUND" in done.stdout, done.stderr[-3000:]
+    assert "FOUND" in done.stdout, (done.returncode, done.stderr[-3000:])
     return json.loads(done.stdout.split("FOUND")[1])
 
 
