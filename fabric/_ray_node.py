@@ -14,7 +14,7 @@ import site
 import socket
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ OBJECT_STORE_BYTES = 1024**3  # of each node; Ray would take a third of the memo
 LOOPBACK = "127.0.0.1"
 PRIVATE_AMOUNT = 1000  # Work in the private zone takes a pinch (0.001) of it, so it never runs out.
 _HOOK, _AWAIT = "RAY_START_HOOK", "FABRIC_AWAIT_FILE"
+GUARD = "FABRIC_GUARD"
 _AWAIT_MAX_S = 60.0
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 _DASHBOARD = re.compile(r"RAY_API_SERVER_ADDRESS='(http://[^']+)'")
@@ -42,6 +43,15 @@ def client_settings(token_path: Path) -> dict[str, str]:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_TRAIN_V2_ENABLED": "1",
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+
+
+def guard_settings(zone: str, home: str, outside: Sequence[str]) -> dict[str, str]:
+    """Return the variables by which a process of `zone`, node or driver, stands behind the guard."""
+    return {
+        GUARD: json.dumps({"zone": zone, "home": home, "outside": list(outside)}),
+        "RAY_RUNTIME_ENV_HOOK": "fabric.guard.on_init",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",  # It would take the hook's place under `uv run`.
     }
 
 
@@ -131,6 +141,11 @@ def registered_file(temp: Path) -> Path:
     return ray_folder(temp) / "ray_current_cluster"
 
 
+def guard_file(temp: Path) -> Path:
+    """Return the file that a node's workers start with, where they start behind the guard."""
+    return temp / "worker.py"
+
+
 def output_file(temp: Path) -> Path:
     """Return the file that takes what `ray start` prints."""
     return temp / "ray-start.log"
@@ -181,10 +196,15 @@ def on_loopback(ray_params: Any, head: bool) -> None:
     del os.environ[_HOOK]  # What this node starts must not inherit the hook.
     ray_params.ray_client_server_port = None
     services: Any = sys.modules["ray._private.services"]
+    home = Path(ray_params.temp_dir).parent
+    if GUARD in os.environ:
+        # A file, not the environment: a job's runtime environment could change that.
+        ground = json.loads(os.environ[GUARD])
+        guard_file(home).write_text(f"from fabric.guard import run_worker\n\nrun_worker({ground!r})\n")
+        ray_params.worker_path = str(guard_file(home))
     if head:
         # Even with usage statistics off, the dashboard asks the clouds' metadata services where it runs, unless it
         # finds this file in its home folder.
-        home = Path(ray_params.temp_dir).parent
         (home / "ray_bootstrap_config.yaml").write_text("{}")
         services.start_api_server = partial(_at_home, home, services.start_api_server)
     else:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from fabric.config import Config, Environment, find_config, load_config
+from fabric.doctor_commands import doctor
 from fabric.errors import FabricError, Reason
 from fabric.evidence_commands import evidence_app, verify, witness_app
 from fabric.local_cluster import LocalCluster, client_env, running, status, stop
@@ -41,6 +42,7 @@ app.add_typer(policy_app, name="policy")
 app.command("plan")(plan)
 app.command("approve")(approve_command)
 app.command("xray")(show_xray)
+app.command("doctor")(doctor)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

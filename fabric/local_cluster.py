@@ -104,6 +104,7 @@ class LocalCluster:
     nodes: tuple[Node, ...]
     gcs_address: str = ""
     dashboard_url: str = ""
+    guarded: bool = False
 
     @property
     def token_path(self) -> Path:
@@ -157,7 +158,14 @@ def client_env(cluster: LocalCluster, base_env: Mapping[str, str] = MappingProxy
         "RAY_AUTH_TOKEN": "",  # It would win over the file; empty, it does not.
         **_ray_node.past_the_proxy(base_env, cluster.nodes[0].address),
         **_ray_node.client_settings(cluster.token_path),
+        **_guard(cluster, cluster.nodes[0].zone),
     }
+
+
+def _guard(cluster: LocalCluster, zone: str) -> dict[str, str]:
+    if not cluster.guarded:
+        return {}
+    return _ray_node.guard_settings(zone, cluster.nodes[0].zone, [node.zone for node in cluster.nodes[1:]])
 
 
 # Start.
@@ -174,6 +182,7 @@ def start(
     progress: Callable[[str], None],
     tied_to_pid: int | None = None,
     places: Mapping[str, Place] = MappingProxyType({}),
+    guarded: bool = False,
 ) -> LocalCluster:
     """Start one node per zone and return when all are registered and the dashboard answers.
 
@@ -187,6 +196,7 @@ def start(
         progress: told one line at each step; what it raises undoes the start.
         tied_to_pid: the cluster stops when this process dies; without it, the cluster outlives its starter.
         places: where nodes start that do not share the loopback interface, by zone name.
+        guarded: workers, and drivers that take `client_env`, start behind `fabric.guard`.
 
     Raises:
         ClusterUnavailable: `FABRIC_ALREADY_UP`, `PORT_TAKEN`, or `CLUSTER_FAILED` with the folder of the logs.
@@ -205,7 +215,7 @@ def start(
         _require_free(ports.gcs, "the GCS of Ray")
         _require_free(ports.dashboard, "the dashboard and the jobs API")
         # 2. Write down what is about to exist, so that it is cleaned up whatever happens; then make it exist.
-        cluster = _planned(ordered, state_dir, places)
+        cluster = replace(_planned(ordered, state_dir, places), guarded=guarded)
         try:
             _prepare(cluster)
             if tied_to_pid is not None:
@@ -268,13 +278,14 @@ def _environments(
     public: Mapping[str, Mapping[str, str]],
 ) -> list[dict[str, str]]:
     settings = _ray_node.node_settings(cluster.id, cluster.token_path)
+    guards = [_guard(cluster, node.zone) for node in cluster.nodes]
     head = cluster.private_temp
     address = cluster.nodes[0].address
     return [
-        _ray_node.private_environment(base, private, settings, head, address),
+        _ray_node.private_environment(base, private, {**settings, **guards[0]}, head, address),
         *(
-            _ray_node.public_environment(base, public.get(node.zone, {}), settings, node.temp, head)
-            for node in cluster.nodes[1:]
+            _ray_node.public_environment(base, public.get(node.zone, {}), {**settings, **guard}, node.temp, head)
+            for node, guard in zip(cluster.nodes[1:], guards[1:], strict=True)
         ),
     ]
 

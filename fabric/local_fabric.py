@@ -58,4 +58,5 @@ def start_local(
         progress=progress,
         tied_to_pid=tied_to_pid,
         places=places,
+        guarded=True,
     )

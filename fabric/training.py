@@ -29,6 +29,7 @@ from fabric.capsule import open_capsule
 from fabric.carriage import ObjectStoreCarrier, receive
 from fabric.crossing import Admitted, Cargo, Crossing, SealedCapsule, Ticket
 from fabric.errors import FabricError, Reason, RemoteFailure
+from fabric.guard import passage
 from fabric.learning import Arrays, Epoch, Layout, Network, Trainer
 from fabric.matrix import SealedMatrix, columns_of
 from fabric.placement import Placement
@@ -105,7 +106,8 @@ def recorded_job(
     }
     receipt = session.ledger.intend("job", body)
     try:
-        yield provenance
+        with passage(errand.zone.name, crossing.id):
+            yield provenance
     except BaseException as error:
         session.ledger.conclude(receipt, "failed", {"code": code_of(error)})
         raise

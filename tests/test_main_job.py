@@ -1,5 +1,6 @@
 """The main job, for real, by notebook and by `ray job submit`: what comes back, and what stays."""
 
+import json
 import re
 import struct
 import subprocess
@@ -131,6 +132,13 @@ with fabric.connect() as session:
     assert out[-1] == "2"
     assert out[-4:-2] == ["2", "2"]
     assert _scan_files([living.folder / ".fabric" / "outbox" / "public"]) == {}
+
+
+def test_the_doctor_finds_nothing_open_after_all_that(living):
+    looked = json.loads(living.run("fabric", "doctor", "--json").stdout)
+    assert looked["looked_at"]["work"] > 5
+    assert [found for found in looked["findings"] if found["severity"] == "open"] == []
+    assert not {"WORK_UNASKED", "WORK_PAST_BORDER", "GUARD_MISSING"} & {found["code"] for found in looked["findings"]}
 
 
 def test_no_planted_value_lies_anywhere_on_the_public_side_after_all_that(living):

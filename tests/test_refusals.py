@@ -249,6 +249,7 @@ import dataclasses, json, fabric, ray
 from fabric.bursting import _work, seal
 from fabric.carriage import ObjectStoreCarrier
 from fabric.crossing import Cargo
+from fabric.guard import passage
 
 def rows(table):
     return table.num_rows
@@ -278,7 +279,8 @@ with fabric.connect() as session:
     inside = ray.remote(_work).options(num_cpus=0, resources={"zone_private": 0.001})
     for how in ("byte", "statement", "grant", "nothing"):
         crossing = inner.border.export(Cargo(matrix=matrix.sealed, capsule=capsule), errand, Altering(how))
-        kind, content = ray.get(task.remote(crossing.ticket))
+        with passage("public", crossing.id):
+            kind, content = ray.get(task.remote(crossing.ticket))
         print(how, kind, json.loads(content)["code"] if kind == "refusal" else content.decode())
     kind, content = ray.get(inside.remote(crossing.ticket))
     print("elsewhere", kind, json.loads(content)["code"])

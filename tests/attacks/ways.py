@@ -69,6 +69,39 @@ HELD: tuple[Held, ...] = (
         wall="cluster",
         test="test_main_job.py::test_no_planted_value_lies_anywhere_on_the_public_side_after_all_that",
     ),
+    Held(
+        id="work-that-did-not-ask",
+        what="Tasks, actors, queues, placement groups, retries, Ray Data, Tune and Train's helpers, all of no CPU, the "
+        "head idle or full",
+        wall="guard",
+        test="test_landing.py::test_work_that_did_not_ask_runs_inside_or_not_at_all",
+    ),
+    Held(
+        id="zone-by-rays-own-api",
+        what="A task, actor or placement group that asks for `zone_public` past the border, by resource, label, "
+        "fallback or node",
+        wall="guard",
+        test="test_landing.py::test_asking_by_rays_own_api_past_the_border_is_refused",
+    ),
+    Held(
+        id="driver-without-the-guard",
+        what="The same from a driver that does not have the guard: what arrives outside does not run",
+        wall="guard",
+        test="test_landing.py::test_without_the_guard_in_the_driver_the_node_refuses_what_arrives",
+    ),
+    Held(
+        id="entrypoint-outside",
+        what="The entrypoint of a job placed in the public zone",
+        wall="guard",
+        test="test_landing.py::test_an_entrypoint_that_is_placed_outside_does_not_run",
+    ),
+    Held(
+        id="carried-by-a-job",
+        what="Data in a job's working directory, py_modules, env_vars and metadata, by a program that never heard of "
+        "the fabric",
+        wall="guard",
+        test="test_landing.py::test_what_a_job_carries_reaches_no_file_and_no_process_of_the_public_node",
+    ),
 )
 
 
@@ -84,9 +117,10 @@ class Named:
 NAMED: tuple[Named, ...] = (
     Named(
         id="ray-by-hand",
-        what="A program of the private zone that asks for `zone_public` by Ray's own API, past the border, and passes "
-        "raw arguments, named actors, actor handles, ObjectRefs or `ray.put`",
-        instead="policy binds code that uses the SDK; give people the SDK, and public nodes that you control",
+        what="A program of the private zone that unwraps the guard, or asks for `zone_public` by Ray's own API while a "
+        "crossing of its own job is open, and passes raw arguments, actor handles, ObjectRefs or `ray.put`",
+        instead="the guard and policy bind honest code; `fabric doctor` names it afterwards; public nodes that you "
+        "control",
     ),
     Named(
         id="actor-handle-as-tunnel",

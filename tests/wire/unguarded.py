@@ -18,6 +18,7 @@ import ray
 
 import fabric
 from fabric.carriage import ObjectStoreCarrier
+from fabric.guard import passage
 from fabric.recording import now
 from fabric.testing import UnsafeBorder
 
@@ -73,8 +74,9 @@ def main() -> None:
         outside = ray.remote(Holder).options(
             num_cpus=0, resources={"zone_public": 1}, label_selector={"zone": "public"}
         )
-        holder = outside.remote()
-        assert ray.get(holder.take.remote(ticket)) == len(forms(frame))
+        with passage("public", "c" * 32):
+            holder = outside.remote()
+            assert ray.get(holder.take.remote(ticket)) == len(forms(frame))
         print("held", flush=True)
         sys.stdin.read()
 
