@@ -529,7 +529,8 @@ def attributes(draw):
         elif what == "add":
             holder["surplus"] = 1
         elif what == "strange":
-            holder[name] = draw(STRANGE)
+            # A copy: a strange value may be changed in the next round, and the strategy keeps the one it drew.
+            holder[name] = json.loads(json.dumps(draw(STRANGE)))
         elif not isinstance(holder[name], dict):
             holder[name] = draw(_values_of(name, holder[name]))
         if not isinstance(asked.get("context"), dict):
