@@ -145,7 +145,7 @@ def _encode(frame: Frame, columns: Sequence[Values]) -> bytes:
 
 
 def _in_one_form(data: bytes, frame: Frame, kinds: Sequence[pa.DataType]) -> bool:
-    """Say whether the values, and what pads them, are as `seal` writes them, so that sealing them again gives `data`."""
+    """Say whether values and padding are as `seal` writes them, so that sealing them again gives `data`."""
     start = len(frame.head)
     for kind in kinds:
         size = -(-frame.rows * kind.bit_width // 8)
