@@ -30,3 +30,8 @@ def bare(digest_text: str) -> str:
 def chunk_name(index: int) -> str:
     """Return the name under which a statement and a crossing list chunk `index` of a matrix."""
     return f"chunk-{index:06d}"
+
+
+def is_chunk_name(name: str) -> bool:
+    """Say whether `name` is the name of a chunk of a matrix."""
+    return name.startswith("chunk-")

@@ -22,7 +22,17 @@ from typing import Any
 
 from fabric.approvals import Approvals, Question
 from fabric.artifacts import digest
-from fabric.crossing import CAPSULE, CAPSULE_TYPE, GRANT_TYPE, Cargo, Carrier, Crossing, SealedCapsule
+from fabric.crossing import (
+    CAPSULE,
+    CAPSULE_TYPE,
+    CHECKPOINT_TYPE,
+    GRANT_TYPE,
+    Cargo,
+    Carrier,
+    Crossing,
+    SealedCapsule,
+    SealedCheckpoint,
+)
 from fabric.egress import matrix_request, question_of
 from fabric.errors import FabricError, Reason, Refused
 from fabric.labels import Labels
@@ -195,7 +205,7 @@ class Border:
     def _verified(self, cargo: Cargo) -> Cargo:
         """Return the cargo with every statement read again from its envelope, so that no other can stand in for it."""
         # Everything is asked for once: an object may answer otherwise the second time.
-        given, capsule, parameters = cargo.matrix, cargo.capsule, cargo.parameters
+        given, capsule, parameters, checkpoint = cargo.matrix, cargo.capsule, cargo.parameters, cargo.checkpoint
         if not isinstance(given, SealedMatrix):
             raise Refused(Reason.STATEMENT_MISSING, f"a {type(given).__name__} is no sealed matrix", "sanitize records")
         matrix = SealedMatrix.open(given.chunks, given.signed.envelope, trusted=self.trusted, now=None)
@@ -211,7 +221,22 @@ class Border:
             if signed.statement.subjects.get(CAPSULE) != digest(capsule.payload):
                 raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
         check_parameters(_plain("parameters", parameters), columns=matrix.columns)
-        return Cargo(matrix=matrix, capsule=capsule, parameters=parameters)
+        if checkpoint is not None:
+            checkpoint = self._verified_checkpoint(checkpoint, matrix)
+        return Cargo(matrix=matrix, capsule=capsule, parameters=parameters, checkpoint=checkpoint)
+
+    def _verified_checkpoint(self, given: SealedCheckpoint, matrix: SealedMatrix) -> SealedCheckpoint:
+        """Return the checkpoint if it is what quarantine signed, of a training on this very matrix."""
+        envelope, now = given.signed.envelope, self.clock()
+        signed = verify(envelope, trusted=self.trusted, predicate_type=CHECKPOINT_TYPE, now=now)
+        files = {name: _plain(name, content) for name, content in given.files.items()}
+        if not is_bare(signed.envelope, self.trusted):
+            raise Refused(Reason.STATEMENT_INVALID, "the checkpoint's envelope carries more than it", "train again")
+        if {name: digest(content) for name, content in files.items()} != dict(signed.statement.subjects):
+            raise Refused(Reason.DIGEST_MISMATCH, "the checkpoint is not what quarantine checked", "train again")
+        if signed.statement.predicate["matrix_statement"] != matrix.signed.digest:
+            raise Refused(Reason.STATEMENT_INVALID, "the checkpoint is of a training on another matrix", "train again")
+        return SealedCheckpoint(files=files, signed=signed)
 
     def _grant(self, crossing_id: str, cargo: Cargo, errand: Errand) -> Signed:
         now = self.clock()
@@ -231,7 +256,8 @@ class Border:
     def _record(
         self, crossing_id: str, cargo: Cargo, errand: Errand, decisions: Sequence[Decision], grant: Signed
     ) -> Receipt:
-        signed = [cargo.matrix.signed, grant, *([cargo.capsule.signed] if cargo.capsule else [])]
+        beside = [one.signed for one in (cargo.capsule, cargo.checkpoint) if one is not None]
+        signed = [cargo.matrix.signed, grant, *beside]
         return self.ledger.intend(
             "delivery" if errand.zone.kind is ZoneKind.PRIVATE else "crossing",
             {
@@ -280,4 +306,5 @@ def _plain(name: str, content: bytes) -> bytes:
 
 def _size(cargo: Cargo) -> int:
     capsule = len(cargo.capsule.payload) if cargo.capsule else 0
-    return cargo.matrix.size_bytes + len(cargo.parameters) + capsule
+    checkpoint = sum(map(len, cargo.checkpoint.files.values())) if cargo.checkpoint else 0
+    return cargo.matrix.size_bytes + len(cargo.parameters) + capsule + checkpoint

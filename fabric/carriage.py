@@ -23,6 +23,7 @@ class ObjectTicket:
 
     chunks: tuple[ray.ObjectRef, ...]
     papers: ray.ObjectRef
+    checkpoint: ray.ObjectRef | None = None
 
     @property
     def chunk_count(self) -> int:
@@ -39,6 +40,7 @@ class ObjectTicket:
             chunks=dict(zip(chunks, fetched, strict=True)),
             capsule=capsule,
             parameters=parameters,
+            checkpoint=ray.get(self.checkpoint) if self.checkpoint is not None else {},
         )
 
 
@@ -49,7 +51,8 @@ class ObjectStoreCarrier:
         """Put every byte string and return the ticket."""
         capsule = cargo.capsule.payload if cargo.capsule else b""
         papers = (grant.envelope, cargo.matrix.signed.envelope, capsule, cargo.parameters)
-        return ObjectTicket(tuple(ray.put(chunk) for chunk in cargo.matrix.chunks), ray.put(papers))
+        checkpoint = ray.put(dict(cargo.checkpoint.files)) if cargo.checkpoint else None
+        return ObjectTicket(tuple(ray.put(chunk) for chunk in cargo.matrix.chunks), ray.put(papers), checkpoint)
 
 
 def receive(ticket: Ticket, chunks: Sequence[int] | None = None) -> Admitted:

@@ -8,19 +8,20 @@ believes nothing but the keys its node was provisioned with.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Protocol
 
 import pyarrow as pa
 
-from fabric.artifacts import chunk_name, digest
+from fabric.artifacts import chunk_name, digest, is_chunk_name
 from fabric.errors import Reason, StatementInvalid
 from fabric.matrix import MATRIX_TYPE, SealedMatrix, check_chunk, columns_of, open_table
 from fabric.statements import PublicKey, Signed, verify
 
 GRANT_TYPE = "urn:zonefabric:statement:crossing:v1"
 CAPSULE_TYPE = "urn:zonefabric:statement:capsule:v1"
+CHECKPOINT_TYPE = "urn:zonefabric:statement:checkpoint:v1"
 CAPSULE = "capsule"
 PARAMETERS = "parameters"
 
@@ -34,12 +35,29 @@ class SealedCapsule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SealedCheckpoint:
+    """Where a training stood when it stopped, and the statement of quarantine about it.
+
+    Attributes:
+        files: safetensors and JSON, by name, written inside from what was checked.
+    """
+
+    files: Mapping[str, bytes]
+    signed: Signed
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Cargo:
-    """What crosses together: a matrix, and for a burst its code and parameters (canonical JSON)."""
+    """What crosses together: a matrix, and for a burst its code and parameters (canonical JSON).
+
+    Attributes:
+        checkpoint: where a training on this matrix goes on from.
+    """
 
     matrix: SealedMatrix
     capsule: SealedCapsule | None = None
     parameters: bytes = b"{}"
+    checkpoint: SealedCheckpoint | None = None
 
     def subjects(self) -> dict[str, str]:
         """Return the digest of every byte string that crosses, by name."""
@@ -47,6 +65,8 @@ class Cargo:
         named[PARAMETERS] = digest(self.parameters)
         if self.capsule is not None:
             named[CAPSULE] = digest(self.capsule.payload)
+        if self.checkpoint is not None:
+            named.update({name: digest(content) for name, content in self.checkpoint.files.items()})
         return named
 
 
@@ -63,6 +83,7 @@ class Parcel:
     chunks: Mapping[int, bytes]
     capsule: bytes = b""
     parameters: bytes = b"{}"
+    checkpoint: Mapping[str, bytes] = field(default_factory=dict)
 
 
 class Ticket(Protocol):
@@ -101,6 +122,7 @@ class Admitted:
     columns: Mapping[str, Mapping[str, object]]
     capsule: bytes
     parameters: bytes
+    checkpoint: Mapping[str, bytes]
     crossing: str
 
 
@@ -140,14 +162,22 @@ def admit(parcel: Parcel, *, zone: str, trusted: Sequence[PublicKey], now: datet
     _check(named, PARAMETERS, digest(parcel.parameters))
     if parcel.capsule or CAPSULE in named:
         _check(named, CAPSULE, digest(parcel.capsule))
+    for name in {*parcel.checkpoint, *_beside(named)}:
+        _check(named, name, digest(parcel.checkpoint.get(name, b"")))
     # 4. Only now the content.
     return Admitted(
         table=open_table(matrix, parcel.chunks),
         columns=columns_of(matrix),
         capsule=parcel.capsule,
         parameters=parcel.parameters,
+        checkpoint=parcel.checkpoint,
         crossing=str(terms["crossing"]),
     )
+
+
+def _beside(named: Mapping[str, str]) -> set[str]:
+    """Return the names of a grant's subjects that are files of a checkpoint."""
+    return {name for name in named if name not in (PARAMETERS, CAPSULE) and not is_chunk_name(name)}
 
 
 def _check(named: Mapping[str, str], name: str, actual: str) -> None:

@@ -29,6 +29,8 @@ OPTIMIZER_FILE = "optimizer.safetensors"
 STATE_FILE = "state.json"
 FILE_LIMITS = {MODEL_FILE: 2 * 1024**3, STATE_FILE: 16 * 1024**2}
 """Largest size in bytes of each file that comes back."""
+CHECKPOINT_FILES = (MODEL_FILE, OPTIMIZER_FILE, STATE_FILE)
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # what AdamW keeps of each parameter, beside the number of steps
 
 Network = Callable[[int, int], nn.Module]
 """Makes a network from its number of inputs and outputs."""
@@ -219,15 +221,17 @@ class Trainer:
         history = {"history": [asdict(epoch) for epoch in self.history]}
         (folder / STATE_FILE).write_text(json.dumps(history))
 
-    def resume(self, folder: Path) -> None:
-        """Continue from what `save` wrote."""
-        self.model.load_state_dict(load_safetensors((folder / MODEL_FILE).read_bytes()))
-        entries: dict[int, dict[str, torch.Tensor]] = {}
-        for name, tensor in load_safetensors((folder / OPTIMIZER_FILE).read_bytes()).items():
-            index, _, key = name.partition(".")
-            entries.setdefault(int(index), {})[key] = tensor
-        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": entries})
-        self.history = read_history((folder / STATE_FILE).read_bytes())
+    def resume(self, files: Mapping[str, bytes]) -> None:
+        """Continue from what `save` wrote, given as the content of each file.
+
+        Raises:
+            InvalidInput: `RESULT_REFUSED`: it is not of this network.
+        """
+        loaded = load_weights(files[MODEL_FILE], self.model)
+        state = load_optimizer(files[OPTIMIZER_FILE], self.model)
+        self.history = read_history(files[STATE_FILE])
+        self.model.load_state_dict(loaded)
+        self._optimizer.load_state_dict({**self._optimizer.state_dict(), "state": state})
 
     def _fit_scaling(self) -> None:
         data, model = self._training, self.model
@@ -304,20 +308,66 @@ def load_model(content: bytes, spec: TrainingSpec, layout: Layout, network: Netw
         InvalidInput: `RESULT_REFUSED` unless names, shapes and types are the declared model's and all numbers finite.
     """
     model = TabularModel(layout, network or perceptron(spec.model))
-    try:
-        tensors = load_safetensors(content)
-    except Exception:  # noqa: BLE001 - whatever a hostile file makes the parser raise
-        tensors = {}
-    declared = {name: (tensor.shape, tensor.dtype) for name, tensor in model.state_dict().items()}
-    if {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()} != declared:
-        raise InvalidInput(
-            Reason.RESULT_REFUSED, "the model's tensors are not those of the declared network", "run the training again"
-        )
-    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
-        raise InvalidInput(Reason.RESULT_REFUSED, "the model holds numbers that are not finite", "train again")
-    model.load_state_dict(tensors)
+    model.load_state_dict(load_weights(content, model))
     model.eval()
     return model
+
+
+def load_weights(content: bytes, model: TabularModel) -> dict[str, torch.Tensor]:
+    """Return the tensors in `content` if they are those of `model`.
+
+    Raises:
+        InvalidInput: `RESULT_REFUSED`.
+    """
+    declared = {name: _form(tensor) for name, tensor in model.state_dict().items()}
+    return _held(_parsed(content), declared, "model")
+
+
+def load_optimizer(content: bytes, model: TabularModel) -> dict[int, dict[str, torch.Tensor]]:
+    """Return AdamW's state of each parameter of `model` that was ever updated, by the parameter's number.
+
+    Raises:
+        InvalidInput: `RESULT_REFUSED` unless it holds the moments of such parameters, and finite numbers.
+    """
+    tensors = _parsed(content)
+    updated = {name.partition(".")[0] for name in tensors}
+    declared: dict[str, _Form] = {}
+    for index, parameter in enumerate(model.parameters()):
+        if str(index) in updated:
+            declared[f"{index}.step"] = torch.Size([]), torch.float32
+            declared |= {f"{index}.{moment}": _form(parameter) for moment in _MOMENTS}
+    entries: dict[int, dict[str, torch.Tensor]] = {}
+    for name, tensor in _held(tensors, declared, "optimizer").items():
+        number, _, key = name.partition(".")
+        entries.setdefault(int(number), {})[key] = tensor
+    return entries
+
+
+_Form = tuple[torch.Size, torch.dtype]
+
+
+def _form(tensor: torch.Tensor) -> _Form:
+    return tensor.shape, tensor.dtype
+
+
+def _parsed(content: bytes) -> dict[str, torch.Tensor]:
+    try:
+        return dict(load_safetensors(content))
+    except Exception:  # noqa: BLE001 - whatever a hostile file makes the parser raise
+        return {"": torch.zeros(0)}
+
+
+def _held(tensors: dict[str, torch.Tensor], declared: Mapping[str, _Form], what: str) -> dict[str, torch.Tensor]:
+    """Return the tensors if they are the declared ones and finite."""
+    if {name: _form(tensor) for name, tensor in tensors.items()} != declared:
+        raise InvalidInput(
+            Reason.RESULT_REFUSED,
+            f"the {what}'s tensors are not those of the declared network",
+            "run the training again",
+        )
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise InvalidInput(Reason.RESULT_REFUSED, f"the {what} holds numbers that are not finite", "train again")
+    return tensors
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

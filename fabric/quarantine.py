@@ -18,16 +18,19 @@ from typing import Any
 from safetensors.torch import save as save_safetensors
 
 from fabric.artifacts import digest
+from fabric.crossing import CHECKPOINT_TYPE, SealedCheckpoint
 from fabric.errors import InvalidInput, Reason
 from fabric.learning import (
     FILE_LIMITS,
     MODEL_FILE,
+    OPTIMIZER_FILE,
     STATE_FILE,
     Epoch,
     Layout,
     Network,
     TabularModel,
     load_model,
+    load_optimizer,
     perceptron,
     read_history,
 )
@@ -137,6 +140,73 @@ def admit_model(
         session.ledger.conclude(receipt, "failed", {"code": type(error).__name__})
         raise
     return Model(id=model_id, digest=weights, path=kept, history=tuple(history), network=model)
+
+
+def admit_checkpoint(
+    session: Session,
+    folder: Path,
+    *,
+    reported: Mapping[str, str],
+    spec: TrainingSpec,
+    layout: Layout,
+    network: Network | None,
+    zone: str,
+    provenance: Mapping[str, Any],
+) -> SealedCheckpoint:
+    """Bring back where a training stood before it failed, so that another attempt may go on from there.
+
+    Args:
+        reported: the digest of each file, as the workers reported it when they wrote it.
+        provenance: as of `admit_model`; its `matrix_statement` is the only matrix with which the checkpoint may cross.
+
+    Raises:
+        InvalidInput: `RESULT_REFUSED`; recorded, and nothing goes on from it.
+    """
+    with session.border.refusals("checkpoint", session.config.zones[zone], session.job):
+        # 1. Quarantine: bounded plain files of the zone's outbox, the very ones that were reported.
+        largest = _model_bytes(spec, layout, network)
+        limits = {MODEL_FILE: largest, OPTIMIZER_FILE: 3 * largest, STATE_FILE: FILE_LIMITS[STATE_FILE]}
+        files = read_bounded(folder, limits, root=session.home.outbox(zone))
+        if {name: digest(content) for name, content in files.items()} != dict(reported):
+            raise InvalidInput(
+                Reason.RESULT_REFUSED, "the checkpoint is not the one that the workers reported", "run it again"
+            )
+        # 2. Check: the declared network and its optimizer, finite losses of no more epochs than were asked for.
+        history = read_history(files[STATE_FILE])
+        if len(history) > spec.epochs:
+            raise InvalidInput(
+                Reason.RESULT_REFUSED, f"the history has {len(history)} epochs of {spec.epochs}", "run it again"
+            )
+        model = load_model(files[MODEL_FILE], spec, layout, network)
+        moments = load_optimizer(files[OPTIMIZER_FILE], model)
+    # 3. Sign and record what was checked, written anew.
+    tensors = {f"{i}.{key}": tensor.contiguous() for i, entry in moments.items() for key, tensor in entry.items()}
+    files = {**_anew(model, history), OPTIMIZER_FILE: save_safetensors(tensors)}
+    issued = now()
+    statement = Statement(
+        subjects={name: digest(content) for name, content in files.items()},
+        predicate_type=CHECKPOINT_TYPE,
+        predicate={
+            **provenance,
+            "zone": zone,
+            "epochs": len(history),
+            "issued_at": timestamp(issued),
+            "expires_at": timestamp(issued + session.border.grant_lasts),
+        },
+    )
+    signed = sign(statement, session.key)
+    session.ledger.observe(
+        "return",
+        {
+            "kind": "checkpoint",
+            "from_zone": zone,
+            "job": session.job,
+            "subjects": dict(statement.subjects),
+            "statements": [session.ledger.attach(signed.envelope)],
+            **provenance,
+        },
+    )
+    return SealedCheckpoint(files=files, signed=signed)
 
 
 def _anew(model: TabularModel, history: list[Epoch]) -> dict[str, bytes]:

@@ -41,7 +41,7 @@ class TrainingSpec(Spec):
         task: "regression", or "classification" where the target is encoded.
         batch_size: rows per step and worker.
         checkpoint_every: epochs between two checkpoints; the unit of what a killed worker costs.
-        max_failures: how many times Ray Train restarts from the last checkpoint.
+        max_failures: how many times another attempt goes on from the last checkpoint.
         validation: share of the matrix kept from the gradient, for the curve.
         seed: of the weights and of the order of rows.
     """

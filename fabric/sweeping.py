@@ -22,7 +22,7 @@ from fabric.border import Errand
 from fabric.carriage import ObjectStoreCarrier, receive
 from fabric.crossing import Cargo, Crossing, Ticket
 from fabric.errors import Reason, RemoteFailure
-from fabric.learning import Arrays, Layout, Trainer
+from fabric.learning import CHECKPOINT_FILES, Arrays, Layout, Trainer
 from fabric.matrix import SealedMatrix, columns_of
 from fabric.placement import Placement
 from fabric.quarantine import Model, admit_model
@@ -164,7 +164,7 @@ def _run_trial(ticket: Ticket, spec: TrainingSpec) -> None:
     checkpoint = tune.get_checkpoint()
     if checkpoint is not None:
         with checkpoint.as_directory() as folder:
-            trainer.resume(Path(folder))
+            trainer.resume({name: (Path(folder) / name).read_bytes() for name in CHECKPOINT_FILES})
     for epoch in trainer.epochs():
         if epoch.epoch % spec.checkpoint_every == 0 or epoch.epoch == spec.epochs:
             with tempfile.TemporaryDirectory() as folder:

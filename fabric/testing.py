@@ -49,6 +49,7 @@ class MemoryTicket:
             chunks={index: self.cargo.matrix.chunks[index] for index in chunks},
             capsule=self.cargo.capsule.payload if self.cargo.capsule else b"",
             parameters=self.cargo.parameters,
+            checkpoint=self.cargo.checkpoint.files if self.cargo.checkpoint else {},
         )
 
 

@@ -1,7 +1,8 @@
 """Training with Ray Train V2: workers in one zone, fed by one crossing, returning a model through quarantine.
 
 Workers get a ticket and a spec, no dataset and no closure: the function they run is this module's, by reference. They
-write checkpoints to their zone's outbox; Ray Train restarts them from the last one when a worker dies.
+write checkpoints to their zone's outbox. When one dies, the last checkpoint passes quarantine, and another attempt goes
+on from it as a new crossing: nothing that only the other zone has seen is trained on.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 import json
 import tempfile
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ from fabric.carriage import ObjectStoreCarrier, receive
 from fabric.crossing import Admitted, Cargo, Crossing, SealedCapsule, Ticket
 from fabric.errors import FabricError, Reason, RemoteFailure
 from fabric.guard import passage
-from fabric.learning import Arrays, Epoch, Layout, Network, Trainer
+from fabric.learning import CHECKPOINT_FILES, Arrays, Epoch, Layout, Network, Trainer
 from fabric.matrix import SealedMatrix, columns_of
 from fabric.placement import Placement
-from fabric.quarantine import Model, admit_model
+from fabric.quarantine import Model, admit_checkpoint, admit_model
 from fabric.session import Session
 from fabric.specs import TrainingSpec, crossing_form
 
@@ -46,6 +47,27 @@ class Code:
 
     sealed: SealedCapsule
     network: Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What rank 0 reported with a checkpoint, as the controller wrote it down inside.
+
+    Attributes:
+        folder: of the checkpoint, in the zone's outbox.
+        files: the digest of each of its files.
+    """
+
+    epoch: Epoch
+    folder: str
+    files: Mapping[str, str]
+
+    @classmethod
+    def of(cls, line: str) -> Report:
+        """Read a line of the journal."""
+        raw = json.loads(line)
+        epoch = Epoch(epoch=int(raw["epoch"]), training=raw["training"], validation=raw["validation"])
+        return cls(epoch=epoch, folder=str(raw["folder"]), files=dict(raw["files"]))
 
 
 def train(
@@ -68,20 +90,32 @@ def train(
     layout = Layout.of(columns_of(matrix.signed), spec.task)
     placement = session.place(errand, workers=spec.workers)
     cargo = Cargo(matrix=matrix, capsule=code.sealed if code else None)
-    crossing = session.border.export(cargo, errand, ObjectStoreCarrier())
-    with recorded_job(
-        session, errand, placement, crossing, "training", digest_of(spec.model_dump(mode="json"))
-    ) as provenance:
-        folder = _fit(session, crossing, spec, placement, progress)
-        return admit_model(
-            session,
-            folder,
-            spec=spec,
-            layout=layout,
-            network=code.network if code else None,
-            zone=errand.zone.name,
-            provenance=provenance,
-        )
+    checked: dict[str, Any] = {
+        "spec": spec,
+        "layout": layout,
+        "network": code.network if code else None,
+        "zone": errand.zone.name,
+    }
+    for failures_left in range(spec.max_failures, -1, -1):
+        # Each attempt is a crossing of its own: asked for, granted and recorded again, with what it goes on from.
+        crossing = session.border.export(cargo, errand, ObjectStoreCarrier())
+        reports: list[Report] = []
+        try:
+            with recorded_job(
+                session, errand, placement, crossing, "training", digest_of(spec.model_dump(mode="json"))
+            ) as provenance:
+                folder = _fit(session, crossing, spec, placement, progress, reports)
+                return admit_model(session, folder, provenance=provenance, **checked)
+        except RemoteFailure:
+            if not failures_left:
+                raise
+        if reports:
+            last = reports[-1]
+            checkpoint = admit_checkpoint(
+                session, Path(last.folder), reported=last.files, provenance=provenance, **checked
+            )
+            cargo = replace(cargo, checkpoint=checkpoint)
+    raise AssertionError("the last attempt returns or raises")
 
 
 @contextmanager
@@ -144,7 +178,15 @@ def reraise(error: BaseException) -> None:
     ) from None
 
 
-def _fit(session: Session, crossing: Crossing, spec: TrainingSpec, placement: Placement, progress: Progress) -> Path:
+def _fit(
+    session: Session,
+    crossing: Crossing,
+    spec: TrainingSpec,
+    placement: Placement,
+    progress: Progress,
+    reports: list[Report],
+) -> Path:
+    """Run one attempt and return the folder of its last checkpoint; `reports` gets every report, also of a failure."""
     run_id = f"train-{crossing.id}"
     journal = session.home.path / f"{run_id}.progress"
     trainer = TorchTrainer(
@@ -159,12 +201,18 @@ def _fit(session: Session, crossing: Crossing, spec: TrainingSpec, placement: Pl
         run_config=RunConfig(
             name=run_id,
             storage_path=str(session.home.outbox(placement.zone.name)),
-            failure_config=FailureConfig(max_failures=spec.max_failures),
+            # Ray Train would start again from what the outbox holds, unchecked.
+            failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
             callbacks=[_Journal(str(journal))],
         ),
     )
-    with followed(journal, lambda line: progress(_epoch(line))):
+
+    def tell(line: str) -> None:
+        reports.append(Report.of(line))
+        progress(reports[-1].epoch)
+
+    with followed(journal, tell):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -209,22 +257,21 @@ def _train_share(ticket: Ticket, spec: TrainingSpec) -> None:
         prepare=ray.train.torch.prepare_model,
         total=_sum_over_workers if world > 1 else lambda tensor: tensor,
     )
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is not None:
-        with checkpoint.as_directory() as folder:
-            trainer.resume(Path(folder))
+    if admitted.checkpoint:
+        trainer.resume(admitted.checkpoint)
     for epoch in trainer.epochs():
         if epoch.epoch % spec.checkpoint_every == 0 or epoch.epoch == spec.epochs:
             _report(trainer, epoch, rank)
 
 
 def _report(trainer: Trainer, epoch: Epoch, rank: int) -> None:
-    metrics = {"epoch": epoch.epoch, "training": epoch.training, "validation": epoch.validation}
+    metrics: dict[str, Any] = {"epoch": epoch.epoch, "training": epoch.training, "validation": epoch.validation}
     if rank != 0:
         ray.train.report(metrics)
         return
     with tempfile.TemporaryDirectory() as folder:
         trainer.save(Path(folder))
+        metrics["files"] = {name: digest((Path(folder) / name).read_bytes()) for name in CHECKPOINT_FILES}
         ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
@@ -234,15 +281,16 @@ def _sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Journal(UserCallback):
-    """Writes the losses that rank 0 reports to a file in the private zone; runs in the controller."""
+    """Writes what rank 0 reports to a file in the private zone; runs in the controller."""
 
     def __init__(self, path: str) -> None:
         self._path = path
 
-    def after_report(self, run_context: object, metrics: Sequence[dict[str, Any]], checkpoint: object) -> None:
+    def after_report(self, run_context: object, metrics: Sequence[dict[str, Any]], checkpoint: Any) -> None:
         losses = {key: float(metrics[0][key]) for key in ("epoch", "training", "validation")}
+        files = {name: str(metrics[0]["files"][name]) for name in CHECKPOINT_FILES}
         with Path(self._path).open("a") as file:
-            file.write(json.dumps(losses) + "\n")
+            file.write(json.dumps({**losses, "folder": str(checkpoint.path), "files": files}) + "\n")
 
 
 @contextmanager
@@ -269,8 +317,3 @@ def followed(journal: Path, tell: Callable[[str], None]) -> Any:
         done.set()
         follower.join()
         journal.unlink(missing_ok=True)
-
-
-def _epoch(line: str) -> Epoch:
-    raw = json.loads(line)
-    return Epoch(epoch=int(raw["epoch"]), training=raw["training"], validation=raw["validation"])

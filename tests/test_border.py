@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from fabric.approvals import Approvals, Approver, approve
 from fabric.artifacts import chunk_name, digest
 from fabric.border import Border, Errand
-from fabric.crossing import Cargo, SealedCapsule, admit
+from fabric.crossing import CHECKPOINT_TYPE, Cargo, SealedCapsule, SealedCheckpoint, admit
 from fabric.errors import FabricError, InvalidInput, Reason, Refused, StatementInvalid
 from fabric.labels import Labels
 from fabric.ledger import Ledger
 from fabric.matrix import SealedMatrix
 from fabric.policy import Policy
-from fabric.statements import SigningKey
+from fabric.statements import SigningKey, Statement, sign, timestamp
 from fabric.testing import OPEN_LABELS, MemoryCarrier, UnsafeBorder, UnsafeBorderWarning, sealed_matrix
 from fabric.verification import verify_bundle
 from fabric.zones import Zone, ZoneKind
@@ -357,3 +357,68 @@ def test_a_border_that_is_off_carries_nothing_that_it_cannot_record(border, cloc
     with pytest.raises(FabricError):
         unsafe.carry([b"raw"], "public", carrier)
     assert carrier.carried == []
+
+
+# --- a checkpoint that a training goes on from
+
+
+def checkpoint(*, key=KEY, of=MATRIX.signed.digest, lasts=timedelta(hours=1), extra=None):
+    files = {"model.safetensors": b"weights", "optimizer.safetensors": b"moments", "state.json": b"{}"}
+    predicate = {"matrix_statement": of, "expires_at": timestamp(NOW + lasts)}
+    subjects = {name: digest(content) for name, content in files.items()}
+    signed = sign(Statement(subjects=subjects, predicate_type=CHECKPOINT_TYPE, predicate=predicate), key)
+    return SealedCheckpoint(files={**files, **(extra or {})}, signed=signed)
+
+
+@pytest.mark.parametrize(
+    ("carried", "reason"),
+    [
+        (checkpoint(extra={"model.safetensors": b"other weights"}), Reason.DIGEST_MISMATCH),
+        (checkpoint(extra={"model.safetensors": bytearray(b"weights")}), Reason.DIGEST_MISMATCH),
+        (checkpoint(extra={"notes.json": b"{}"}), Reason.DIGEST_MISMATCH),
+        (checkpoint(key=STRANGER), Reason.KEY_UNKNOWN),
+        (checkpoint(of="sha256:" + "2" * 64), Reason.STATEMENT_INVALID),
+        (checkpoint(lasts=timedelta(0)), Reason.STATEMENT_EXPIRED),
+        (SealedCheckpoint(files={}, signed=MATRIX.signed), Reason.STATEMENT_INVALID),
+    ],
+)
+def test_a_checkpoint_that_quarantine_did_not_sign_for_this_matrix_does_not_cross(border, carried, reason):
+    assert refused(border, Cargo(matrix=MATRIX, checkpoint=carried)) is reason
+
+
+def test_a_checkpoint_crosses_with_its_matrix_granted_recorded_and_admitted(border):
+    carrier = MemoryCarrier()
+    crossing = border.export(Cargo(matrix=MATRIX, checkpoint=checkpoint()), ERRAND, carrier)
+    parcel = carrier.carried[0].collect(range(3))
+    admitted = admit(parcel, zone="public", trusted=[KEY.public], now=NOW)
+    assert admitted.checkpoint == checkpoint().files
+    intent = records(border)[0]["body"]
+    assert {*checkpoint().files} < {*intent["subjects"]} == {*crossing.grant.statement.subjects}
+    assert checkpoint().signed.digest in intent["statements"]
+    verify_bundle(border.ledger.bundle(), key=KEY.public)
+
+
+@pytest.mark.parametrize(
+    "altered",
+    [
+        {},
+        {**checkpoint().files, "model.safetensors": b"altered"},
+        {name: content for name, content in checkpoint().files.items() if name != "optimizer.safetensors"},
+        {**checkpoint().files, "more.json": b"{}"},
+    ],
+)
+def test_a_checkpoint_altered_on_the_way_is_not_admitted(border, altered):
+    carrier = MemoryCarrier()
+    border.export(Cargo(matrix=MATRIX, checkpoint=checkpoint()), ERRAND, carrier)
+    parcel = replace(carrier.carried[0].collect(range(3)), checkpoint=altered)
+    with pytest.raises(StatementInvalid) as caught:
+        admit(parcel, zone="public", trusted=[KEY.public], now=NOW)
+    assert caught.value.reason is Reason.DIGEST_MISMATCH
+
+
+def test_a_checkpoint_that_no_grant_names_is_not_admitted(border):
+    carrier = MemoryCarrier()
+    border.export(Cargo(matrix=MATRIX), ERRAND, carrier)
+    parcel = replace(carrier.carried[0].collect(range(3)), checkpoint=checkpoint().files)
+    with pytest.raises(StatementInvalid):
+        admit(parcel, zone="public", trusted=[KEY.public], now=NOW)

@@ -5,12 +5,15 @@ import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
+from fabric.artifacts import digest
 from fabric.config import Environment
+from fabric.crossing import CHECKPOINT_TYPE
 from fabric.errors import InvalidInput, Reason
-from fabric.learning import Arrays, Layout, Trainer, evaluate, load_model, read_history
-from fabric.quarantine import MODEL_TYPE, admit_model
+from fabric.learning import CHECKPOINT_FILES, Arrays, Layout, Trainer, evaluate, load_model, read_history
+from fabric.quarantine import MODEL_TYPE, admit_checkpoint, admit_model
+from fabric.recording import now
 from fabric.session import Session
 from fabric.specs import ModelSpec, TrainingSpec
 from fabric.starter import write_starter
@@ -81,16 +84,12 @@ def test_the_tensors_of_another_network_are_refused(session, checkpoint):
 
 
 def test_a_tensor_too_many_is_refused(session, checkpoint):
-    from safetensors.torch import load_file
-
     tensors = load_file(checkpoint / "model.safetensors")
     save_file({**tensors, "smuggled": torch.zeros(3)}, checkpoint / "model.safetensors")
     refused(session, checkpoint)
 
 
 def test_numbers_that_are_not_finite_are_refused(session, checkpoint):
-    from safetensors.torch import load_file
-
     tensors = load_file(checkpoint / "model.safetensors")
     tensors["mean"][0] = float("nan")
     save_file(tensors, checkpoint / "model.safetensors")
@@ -150,7 +149,7 @@ def test_training_resumed_from_a_checkpoint_ends_where_unbroken_training_ends(tm
             first.save(tmp_path)
             break
     second = Trainer(SPEC, LAYOUT, arrays())
-    second.resume(tmp_path)
+    second.resume({name: (tmp_path / name).read_bytes() for name in CHECKPOINT_FILES})
     list(second.epochs())
     assert second.history == whole.history
     for name, tensor in whole.model.state_dict().items():
@@ -211,3 +210,112 @@ def test_a_models_statement_verifies_and_names_its_files_and_its_making(session,
     assert signed.statement.subjects["model.safetensors"] == model.digest
     assert signed.statement.predicate["spec"] == "x"
     assert signed.statement.predicate["zone"] == "public"
+
+
+# --- a checkpoint, from which another attempt goes on
+
+
+MATRIX = "sha256:" + "1" * 64
+
+
+def reported(folder):
+    return {name: digest((folder / name).read_bytes()) for name in CHECKPOINT_FILES}
+
+
+def go_on(session, folder, stated=None, spec=SPEC, network=None):
+    return admit_checkpoint(
+        session, folder, reported=stated or reported(folder), spec=spec, layout=LAYOUT, network=network, zone="public",
+        provenance={"matrix_statement": MATRIX, "spec": "x", "purpose": "test"},
+    )  # fmt: skip
+
+
+def nothing_goes_on(session, folder, stated=None, **options):
+    with pytest.raises(InvalidInput) as caught:
+        go_on(session, folder, stated, **options)
+    assert caught.value.reason is Reason.RESULT_REFUSED
+    (record,) = [entry.record for entry in session.ledger.entries()]
+    assert (record["action"], record["body"]["what"]) == ("refusal", "checkpoint")
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+def test_a_checkpoint_altered_after_it_was_reported_is_refused(session, checkpoint, name):
+    stated = reported(checkpoint)
+    content = (checkpoint / name).read_bytes()
+    # The lowest bit of the last number: it still reads, and is still finite.
+    place = content.rindex(b"1") if name == "state.json" else len(content) - 4
+    (checkpoint / name).write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    nothing_goes_on(session, checkpoint, stated)
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_FILES)
+def test_a_pickle_in_place_of_a_checkpoint_is_refused_unopened_though_it_was_reported(session, checkpoint, name):
+    class Bomb:
+        def __reduce__(self):
+            return os.mkdir, (str(checkpoint / "executed"),)
+
+    for written in (pickle.dumps(Bomb()), pickle.dumps({"history": []})):
+        (checkpoint / name).write_bytes(written)
+        with pytest.raises(InvalidInput) as caught:
+            go_on(session, checkpoint)
+        assert caught.value.reason is Reason.RESULT_REFUSED
+    assert not (checkpoint / "executed").exists()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda held: held.pop("0.step"),
+        lambda held: held.update({"0.exp_avg": torch.zeros(1)}),
+        lambda held: held.update({"0.exp_avg": held["0.exp_avg"].double()}),
+        lambda held: held.update({"0.exp_avg_sq": torch.full_like(held["0.exp_avg_sq"], float("nan"))}),
+        lambda held: held.update({"99.step": torch.tensor(1.0)}),
+        lambda held: held.update({"0.smuggled": torch.zeros(3)}),
+        lambda held: held.update({"smuggled": torch.zeros(3)}),
+    ],
+)
+def test_the_state_of_another_optimizer_is_refused(session, checkpoint, change):
+    held = load_file(checkpoint / "optimizer.safetensors")
+    change(held)
+    save_file(held, checkpoint / "optimizer.safetensors")
+    nothing_goes_on(session, checkpoint)
+
+
+def test_a_checkpoint_of_more_epochs_than_were_asked_for_is_refused(session, checkpoint):
+    nothing_goes_on(session, checkpoint, spec=SPEC.model_copy(update={"epochs": 3}))
+
+
+def test_a_checkpoint_of_another_network_or_without_its_optimizer_is_refused(session, checkpoint):
+    nothing_goes_on(session, checkpoint, spec=SPEC.model_copy(update={"model": ModelSpec(hidden=[5])}))
+    stated = reported(checkpoint)
+    (checkpoint / "optimizer.safetensors").unlink()
+    with pytest.raises(InvalidInput):
+        go_on(session, checkpoint, stated)
+
+
+def test_a_checkpoint_that_was_checked_is_signed_recorded_and_written_anew(session, checkpoint):
+    save_file(load_file(checkpoint / "model.safetensors"), checkpoint / "model.safetensors", metadata={"note": "ZQX"})
+    sealed = go_on(session, checkpoint)
+    assert verify(sealed.signed.envelope, trusted=session.trusted, predicate_type=CHECKPOINT_TYPE, now=now())
+    assert sealed.signed.statement.subjects == {name: digest(content) for name, content in sealed.files.items()}
+    assert sealed.signed.statement.predicate["epochs"] == 4
+    assert b"ZQX" not in b"".join(sealed.files.values())
+    (record,) = [entry.record for entry in session.ledger.entries()]
+    assert (record["action"], record["body"]["kind"]) == ("return", "checkpoint")
+    assert record["body"]["subjects"] == dict(sealed.signed.statement.subjects)
+    whole = Trainer(SPEC.model_copy(update={"epochs": 6}), LAYOUT, arrays())
+    whole.resume(sealed.files)
+    assert [epoch.epoch for epoch in whole.epochs()] == [5, 6]
+
+
+def test_a_checkpoint_of_a_network_with_a_frozen_layer_comes_back(session, tmp_path):
+    def network(inputs, outputs):
+        first = torch.nn.Linear(inputs, 3)
+        first.requires_grad_(requires_grad=False)
+        return torch.nn.Sequential(first, torch.nn.Linear(3, outputs))
+
+    trainer = Trainer(SPEC, LAYOUT, arrays(), network=network)
+    list(trainer.epochs())
+    folder = session.home.outbox("public") / "run" / "checkpoint_1"
+    folder.mkdir(parents=True)
+    trainer.save(folder)
+    Trainer(SPEC, LAYOUT, arrays(), network=network).resume(go_on(session, folder, network=network).files)
