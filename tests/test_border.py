@@ -395,7 +395,7 @@ def test_a_checkpoint_crosses_with_its_matrix_granted_recorded_and_admitted(bord
     intent = records(border)[0]["body"]
     assert {*checkpoint().files} < {*intent["subjects"]} == {*crossing.grant.statement.subjects}
     assert checkpoint().signed.digest in intent["statements"]
-    verify_bundle(border.ledger.bundle(), key=KEY.public)
+    verify_bundle(border.ledger.bundle(), trusted=[KEY.public])
 
 
 @pytest.mark.parametrize(
