@@ -68,7 +68,7 @@ class Living:
         """Run a command of this environment in the folder."""
         done = subprocess.run(
             [str(BIN / command[0]), *command[1:]],
-            cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout,
+            cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL,
         )  # fmt: skip
         assert not check or done.returncode == 0, f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
@@ -95,6 +95,7 @@ def living(tmp_path_factory) -> Living:
     write_planted(folder / "people.csv", rows=1500)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))}
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
+    env["PYTHONPATH"] = str(Path(__file__).parent.parent)  # this tree, whichever one is installed
     up = Living(folder, env)
     up.run("fabric", "up")
     try:

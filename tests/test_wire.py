@@ -4,15 +4,20 @@ First the harness shows that it can fail: with the border off it finds the plant
 job, a sweep, the ways of attack, and a link that breaks: not one hit.
 """
 
+import base64
+import gzip
 import json
+import os
 import re
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("hyperscan", reason="the search needs hyperscan (extra `test`)")
+from attacks.ways import LIVE
 from wire.capture import flows, messages
 from wire.lab import living
 from wire.namespaces import joined, missing
@@ -46,6 +51,18 @@ OUTCOMES = {
     "result_too_odd_to_return": "RESULT_REFUSED",
 }
 """What each way ends in. Those that run use the private zone as they may; what they touch must stay there."""
+
+HOLDING = """
+import fabric
+with fabric.connect() as session:
+    matrix = session.sanitize(session.records("people"), session.recipe("people.recipe.toml"))
+    def add(table, rounds):
+        total = 0
+        for _ in range(rounds):
+            total += table.column("income").to_numpy().sum() % 7
+        return int(total)
+    print("total", session.burst(add, matrix, justification="test", rounds=400_000))
+"""
 
 BURST = """
 import fabric
@@ -89,6 +106,7 @@ def test_with_the_border_off_every_form_is_found_on_the_wire_and_outside(tmp_pat
         driver = lab.popen("python", str(HERE / "unguarded.py"))
         lines = iter(driver.stdout)
         assert any(line == "held\n" for line in lines)
+        planted = _planted_in_every_folder(lab)
         outside = lab.search_public()
         _, told = driver.communicate(timeout=60)
         assert "UnsafeBorderWarning: UnsafeBorder: the border is OFF" in told
@@ -101,14 +119,54 @@ def test_with_the_border_off_every_form_is_found_on_the_wire_and_outside(tmp_pat
                 for form in re.findall(rb"form: ([^;]+);", message):
                     found.setdefault(form.decode(), set()).update(lab.search.content(message, "").columns())
     assert found == {form: set(KINDS) for form in FORMS}
+    places = {hit.place.removeprefix("attribute of ").partition(" > ")[0] for hit in outside.hits}
+    assert planted - places == set()
+    assert any(place.startswith("memory of ") for place in places)
     assert on_the_wire.columns() == outside.columns() == set(KINDS)
     assert {"utf-8", "utf-16-le", "int64 le", "float64 le", "pickle long"} & {hit.encoding for hit in outside.hits}
+
+
+def _planted_in_every_folder(lab) -> set[str]:
+    """Leave values where a node might: logs, spilled objects, its home, the outbox, shared memory, an attribute."""
+    value = lab.planted.rows[0]["notes"]
+    temp, outbox, shared = lab.public_folders()
+    session = (temp / "r" / "session_latest").resolve()
+    contents = {
+        session / "logs" / "worker-0.out": value.encode(),
+        session / "ray_spilled_objects_0" / "object": gzip.compress(value.encode("utf-16")),
+        temp / ".cache" / "kept": base64.b64encode(value.encode()),
+        outbox / "result": zlib.compress(value.encode().hex().encode()),
+        shared / "segment": value.encode("utf-16-le"),
+        outbox / "innocent": b"",
+    }
+    for path, content in contents.items():
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    os.setxattr(outbox / "innocent", "user.kept", value.encode())
+    return {str(path) for path in contents}
 
 
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory):
     with living(tmp_path_factory.mktemp("wire")) as made:
         yield made
+
+
+def test_the_public_side_can_write_nowhere_but_where_the_search_looks(lab):
+    node = lab.public_node
+    places = [words.split()[1] for words in Path(f"/proc/{node['pid']}/mounts").read_text().splitlines()]
+    writable = [
+        *(place for place in places if not place.startswith(("/proc", "/sys", "/dev/pts"))),
+        *(str(folder) for folder in (lab.folder, HERE, Path.home(), Path(sys.prefix), Path("/tmp"), Path("/var/tmp"))),
+    ]
+    inside = ["nsenter", f"--mount=/proc/{node['pid']}/ns/mnt", "sh", "-c", _TRY_TO_WRITE, "sh", *writable]
+    told = subprocess.run(inside, capture_output=True, text=True, check=True).stdout.split()
+    assert set(told) == {node["temp"], str(lab.outbox), "/dev/shm"}
+
+
+_TRY_TO_WRITE = """
+for place in "$@"; do (: > "$place/tried") 2>/dev/null && rm "$place/tried" && echo "$place"; done; true
+"""
 
 
 def test_the_main_job_comes_back_though_the_link_is_cut_in_the_middle_of_its_training(lab):
@@ -132,14 +190,35 @@ def test_the_main_job_comes_back_though_the_link_is_cut_in_the_middle_of_its_tra
 
 
 def test_a_sweep_runs_over_the_link(lab):
-    out = lab.run(*submitted("jobs.sweep", f"{lab.folder}/sweep.toml")).stdout
-    assert "held back, inside: r2" in out
+    job = lab.popen(*submitted("jobs.sweep", f"{lab.folder}/sweep.toml"))
+    held = lab.search_public(lab.at_work())
+    out, told = job.communicate(timeout=120)
+    assert "held back, inside: r2" in out, told[-2000:]
+    assert held.hits == set()
+
+
+def test_a_burst_runs_over_the_link(lab):
+    driver = lab.popen("python", "-c", HOLDING)
+    held = lab.search_public(lab.at_work())
+    out, told = driver.communicate(timeout=120)
+    assert re.fullmatch(r"total \d+\n", out), told[-2000:]
+    assert held.hits == set()
 
 
 def test_no_way_ends_but_as_it_should(lab):
-    done = lab.run("python", str(HERE / "driving.py"), *lab.planted.rows[-1].values())
-    outcomes = dict(json.loads(found) for found in re.findall(r"^way: (.*)$", done.stdout, re.M))
+    words = "python", str(HERE / "driving.py"), "all", *lab.planted.rows[-1].values()
+    driver, told, held = lab.popen(*words, errors=subprocess.STDOUT), [], None
+    for line in driver.stdout:
+        told.append(line)
+        if line == "held\n":
+            held = lab.search_public()
+            driver.stdin.close()
+    assert driver.wait(timeout=60) == 0, "".join(told)[-3000:]
+    outcomes = dict(json.loads(found) for found in re.findall(r"^way: (.*)$", "".join(told), re.M))
     assert {name: outcomes.get(name) for name in OUTCOMES} == OUTCOMES
+    ends = {way.id: {reason.value for reason in way.by} or {"ran"} for way in LIVE}
+    assert {name: outcomes.get(name) for name, wanted in ends.items() if outcomes.get(name) not in wanted} == {}
+    assert held.hits == set()
 
 
 def test_a_link_that_is_cut_while_a_burst_crosses_and_healed_ends_in_its_result_or_a_clean_refusal(lab):
@@ -166,6 +245,7 @@ def test_nothing_planted_lies_anywhere_on_the_public_side_after_all_that(lab):
     assert found.hits == set()
     assert found.unread == []
     assert found.searched_bytes > 100 << 20, "the processes outside were not read"
+    print(f"{found.searched_bytes:,} bytes in {found.places:,} places")
 
 
 def test_nothing_planted_crossed_the_link_in_all_that(lab):
@@ -176,4 +256,10 @@ def test_nothing_planted_crossed_the_link_in_all_that(lab):
     ends = {lab.pair.private.address, lab.pair.public.address}
     tcp = [flow for flow in flows(lab.shipped) if flow.protocol == "tcp"]
     assert {flow.client for flow in tcp} == {flow.server for flow in tcp} == ends
-    print("", *flows(lab.shipped), sep="\n")
+    print(
+        "",
+        *flows(lab.shipped),
+        lab.capture.stop(),
+        f"{found.searched_bytes:,} bytes in {found.places:,} places",
+        sep="\n",
+    )

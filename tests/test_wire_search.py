@@ -66,6 +66,13 @@ TEXT = {
     "hexadecimal": lambda t: t.encode().hex().encode(),
     "hexadecimal, upper": lambda t: t.encode().hex().upper().encode(),
     "url": lambda t: urllib.parse.quote(t, safe="").encode(),
+    "grpc status": lambda t: (
+        t.encode()
+        .replace(b"\xc3\xa9", b"%C3%A9")
+        .replace(b"\xc2", b"%C2")
+        .replace(b"\xab", b"%AB")
+        .replace(b"\xbb", b"%BB")
+    ),
     "form": lambda t: urllib.parse.urlencode({"q": t}).encode(),
     "json": lambda t: json.dumps({"a": [t]}).encode(),
     "json, not escaped": lambda t: json.dumps({"a": [t]}, ensure_ascii=False).encode(),
@@ -238,40 +245,50 @@ def test_a_folder_is_searched_with_its_names_and_links(tmp_path):
     (tmp_path / "deep" / "er").mkdir(parents=True)
     (tmp_path / "deep" / "er" / "log").write_bytes(arrow("zstd"))
     (tmp_path / first("email")).touch()
+    (tmp_path / "empty").touch()
+    os.setxattr(tmp_path / "empty", "user.kept", first("national_id").encode("utf-16-le"))
     (tmp_path / "link").symlink_to(f"/nowhere/{first('phone')}")
     seen = SEARCH.folder(tmp_path)
     assert {hit.place for hit in seen.hits if hit.column == "email"} >= {f"name of {tmp_path}/…"}
+    assert {hit.encoding for hit in seen.hits if hit.place == f"attribute of {tmp_path / 'empty'}"} == {"utf-16-le"}
     assert seen.columns() == ALL
     assert seen.unread == []
 
 
 HOLDER = """
-import mmap, os, sys, tempfile
+import mmap, os, sys, tempfile, threading, time
 value = sys.stdin.buffer.readline().strip()
 shared = mmap.mmap(-1, 1 << 20); shared[500:500 + len(value)] = value; kept = b""
 if sys.argv[1] == "spool":
     spool = tempfile.TemporaryFile(); spool.write(value); spool.flush()
+if sys.argv[1] == "memfd":
+    sealed = os.memfd_create("sealed"); os.write(sealed, value)
+if sys.argv[1] == "thread":
+    threading.Thread(target=sys.stdin.read, daemon=True).start()
+    (thread,) = set(os.listdir("/proc/self/task")) - {str(os.getpid())}
+    open(f"/proc/self/task/{thread}/comm", "wb").write(value)
 if sys.argv[1] != "memory":
     shared[:] = bytes(1 << 20); del value
-print("ready", flush=True); sys.stdin.read()
+print("ready", flush=True); time.sleep(600)
 """
 
 
 @pytest.mark.skipif(os.geteuid() != 0 and sys.platform == "linux", reason="reading another's memory needs root")
-@pytest.mark.parametrize("where", ["memory", "spool", "environ", "cmdline"])
+@pytest.mark.parametrize("where", ["memory", "spool", "memfd", "thread", "environ", "cmdline"])
 def test_a_process_is_searched_in_memory_open_files_environment_and_command_line(where):
-    value = first("notes")
+    column = "national_id" if where == "thread" else "notes"  # a thread's name has 15 bytes
+    value = first(column)
     env = {**os.environ, **({"SECRET": value} if where == "environ" else {})}
     command = [sys.executable, "-c", HOLDER, where, *([value] if where == "cmdline" else [])]
     with subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
-        holder.stdin.write((value if where in ("memory", "spool") else "nothing").encode() + b"\n")
+        holder.stdin.write((value if where in ("memory", "spool", "memfd", "thread") else "nothing").encode() + b"\n")
         holder.stdin.flush()
         assert holder.stdout.readline() == b"ready\n"
         seen = SEARCH.process(holder.pid)
-        holder.stdin.close()
-    assert seen.columns() == {"notes"}
+        holder.kill()
+    assert seen.columns() == {column}
     places = {hit.place for hit in seen.hits}
-    wanted = {"memory": "memory of", "spool": "/fd/", "environ": "/environ", "cmdline": "/cmdline"}[where]
+    wanted = {"memory": "memory of", "spool": "/fd/", "memfd": "/fd/", "thread": "/task/"}.get(where, f"/{where}")
     assert any(wanted in place for place in places), places
 
 

@@ -18,6 +18,10 @@ STOPPED: tuple[Way, ...] = tuple(way for way in WAYS if way.wall != NOT_STOPPED)
 """The ways that must end in a `FabricError`, or in nothing planted among what was carried."""
 
 
+LIVE: tuple[Way, ...] = tuple(way for way in STOPPED if way.needs in ("burst", "train"))
+"""The ways that fit a lab over a real cluster."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Held:
     """A way that a test elsewhere holds.

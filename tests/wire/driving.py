@@ -1,4 +1,8 @@
-"""A driver in the private zone that tries the ways: `python driving.py PLANTED_VALUE...`; a line for each."""
+"""A driver in the private zone that tries ways: `python driving.py LIST PLANTED_VALUE...`; a line for each.
+
+LIST is "attacks", the attack list, or "all", with those of `wire.ways` before it. In the end it prints "held" and
+lives on until its standard input ends, so that what its workers hold can be searched.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,8 @@ import pyarrow as pa
 import pyarrow.csv as csv
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from attacks.ways import LIVE
 
 import fabric
 from fabric.errors import FabricError
@@ -54,7 +60,7 @@ def main() -> None:
     records = csv.read_csv("people.csv")
     with fabric.connect() as session:
         lab = ClusterLab(session, records)
-        for way in WAYS:
+        for way in LIVE if sys.argv[1] == "attacks" else (*WAYS, *LIVE):
             name = getattr(way, "id", None) or way.__name__
             try:
                 way(lab)
@@ -64,6 +70,8 @@ def main() -> None:
             except BaseException as error:
                 outcome = type(error).__name__
             print(f"\nway: {json.dumps([name, outcome])}", flush=True)  # a way may print too
+        print("held", flush=True)
+        sys.stdin.read()
 
 
 if __name__ == "__main__":

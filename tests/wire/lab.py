@@ -6,8 +6,9 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -48,7 +49,7 @@ class Lab:
         assert not check or done.returncode == 0, f"{command}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
         return done
 
-    def popen(self, *command: str) -> subprocess.Popen[str]:
+    def popen(self, *command: str, errors: int = subprocess.PIPE) -> subprocess.Popen[str]:
         """Start a command of this environment in the private zone."""
         return subprocess.Popen(
             self.command(*command),
@@ -56,7 +57,7 @@ class Lab:
             env=self.env,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
+            stderr=errors,
             text=True,
         )
 
@@ -73,29 +74,53 @@ class Lab:
         """Return what the fabric's state file says of the cluster."""
         return json.loads((self.folder / ".fabric" / "cluster.json").read_text())
 
+    @property
+    def outbox(self) -> Path:
+        """Return the folder of the private side that the public node may write."""
+        return self.folder / ".fabric" / "outbox" / "public"
+
+    @property
+    def public_node(self) -> dict:
+        """Return what the state file says of the public node."""
+        return next(node for node in self.state["nodes"] if node["zone"] == "public")
+
     def public_processes(self) -> list[psutil.Process]:
         """Return every process in the public namespace, whatever it says of itself."""
         name = self.pair.public.name
         pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
         return [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
 
-    def search_public(self) -> Found:
-        """Search everything that the public side holds: its folder, outbox, /dev/shm, and each of its processes.
+    def at_work(self, timeout_s: float = 60) -> psutil.Process:
+        """Return a worker of the public node that is at work, as soon as there is one."""
+        deadline = time.monotonic() + timeout_s
+        while time.monotonic() < deadline:
+            for process in self.public_processes():
+                with suppress(psutil.Error):
+                    title = " ".join(process.cmdline())
+                    if title.startswith("ray::") and not title.startswith("ray::IDLE"):
+                        return process
+            time.sleep(0.1)
+        raise AssertionError("no worker was at work in the public zone")
+
+    def public_folders(self) -> list[Path]:
+        """Return where the public side can write: its folder, its outbox, its /dev/shm.
 
         The folder has sessions, logs, spilled objects, sockets, temporary files and its home.
         """
+        node = self.public_node
+        return [Path(node["temp"]), self.outbox, Path(f"/proc/{node['pid']}/root/dev/shm")]
+
+    def search_public(self, first: psutil.Process | None = None) -> Found:
+        """Search everything that the public side holds: its processes, `first` before the others, and its folders."""
         found = Found()
-        node = next(node for node in self.state["nodes"] if node["zone"] == "public")
-        for folder in (
-            node["temp"],
-            self.folder / ".fabric" / "outbox" / "public",
-            f"/proc/{node['pid']}/root/dev/shm",
-        ):
-            found += self.search.folder(Path(folder))
-        for process in self.public_processes():
-            found += self.search.process(process.pid)
-        # A process may end while it is looked at; that is no place that was left out.
-        found.unread = [each for each in found.unread if not each.startswith("/proc/")]
+        for process in [*filter(None, [first]), *self.public_processes()]:
+            of_process = self.search.process(process.pid)
+            # A process may end while it is looked at; that is no place that was left out.
+            if not _lives(process):
+                of_process.unread.clear()
+            found += of_process
+        for folder in self.public_folders():
+            found += self.search.folder(folder)
         return found
 
     @cached_property
@@ -116,6 +141,13 @@ class Lab:
         return found
 
 
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
+    except psutil.NoSuchProcess:
+        return False
+
+
 @contextmanager
 def living(folder: Path, *, rows: int = 1500) -> Iterator[Lab]:
     """Yield a lab in `folder`; in the end nothing of it is left but the folder and the capture."""
@@ -134,8 +166,10 @@ def living(folder: Path, *, rows: int = 1500) -> Iterator[Lab]:
         lab.env |= {"PATH": f"{_BIN}{os.pathsep}{lab.env['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         places = {
             "private": (pair.private.address, ()),
-            "public": (pair.public.address, pair.public.enter_alone),
+            "public": (pair.public.address, pair.public.enter_alone(lab.outbox)),
         }
+        for made in (home / ".fabric", lab.outbox.parent, lab.outbox):
+            made.mkdir(mode=0o700)
         starter = str(Path(__file__).with_name("starting.py"))
         lab.run("python", starter, str(home / "fabric.toml"), str(os.getpid()), json.dumps(places))
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import secrets
+import shlex
 import shutil
 import signal
 import subprocess
@@ -20,6 +21,15 @@ from pathlib import Path
 
 _PREFIX = "fabric-wire"
 _FOLDER = Path("/run/netns")
+_ALONE = """
+mount -t tmpfs -o mode=1777,size=50% tmpfs /dev/shm
+for own in "$HOME" {writable}; do mount --bind "$own" "$own"; done
+while read -r _ place _; do
+    case " /dev/shm $HOME {writable} " in *" $place "*) continue;; esac
+    case "$place" in /proc*|/sys*|/dev/pts) ;; *) mount -o remount,bind,ro "$place";; esac
+done < /proc/self/mounts
+exec "$@"
+"""
 _NEEDED = ("ip", "nsenter", "unshare", "mount")
 
 
@@ -47,11 +57,17 @@ class Namespace:
         """Return the words that run a command in this namespace, put before it."""
         return ("nsenter", f"--net={_FOLDER / self.name}")
 
-    @property
-    def enter_alone(self) -> tuple[str, ...]:
-        """Return the same, with a /dev/shm that nobody else has."""
-        own = 'mount -t tmpfs -o mode=1777,size=50% tmpfs /dev/shm && exec "$@"'
-        return (*self.enter, "unshare", "--mount", "sh", "-c", own, "sh")
+    def enter_alone(self, *writable: Path) -> tuple[str, ...]:
+        """Return the same, with a /dev/shm of its own and a disk that can be written in `$HOME` and `writable` only."""
+        return (
+            *self.enter,
+            "unshare",
+            "--mount",
+            "sh",
+            "-ec",
+            _ALONE.format(writable=shlex.join(map(str, writable))),
+            "sh",
+        )
 
     def run(self, *command: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command here; its failure is an error."""

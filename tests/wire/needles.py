@@ -22,6 +22,9 @@ Kind = Literal["text", "integer", "float", "date"]
 STRONG_BYTES = 7
 """A pattern this long is taken for what it says; one shorter counts only beside others of its column."""
 
+_PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if code != ord("%"))
+"""What a message of gRPC's status leaves as it is (gRPC over HTTP2, Status-Message)."""
+
 _EPOCH = date(1970, 1, 1)
 
 
@@ -88,6 +91,7 @@ def _spellings(value: str, prefix: str = "") -> Iterator[_Pattern]:
         "url": quote(value, safe="").encode(),
         "url, slashes kept": quote(value).encode(),
         "url form": quote_plus(value).encode(),
+        "grpc status": quote(value, safe=_PRINTABLE).encode(),
         "json": json.dumps(value)[1:-1].encode(),
         "json, upper": _upper_escapes(json.dumps(value)[1:-1]),
         "json, all escaped": "".join(f"\\u{ord(c):04x}" for c in value).encode(),

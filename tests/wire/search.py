@@ -7,9 +7,11 @@ found: values that were encrypted, keyed, XORed, split over two messages, or nar
 
 from __future__ import annotations
 
+import os
 import re
 from collections import defaultdict, deque
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -107,6 +109,8 @@ class Search:
                 found += self.content(str(each.readlink()).encode("utf-8", "surrogateescape"), f"link in {each.parent}")
             elif each.is_file():
                 found += self.file(each)
+                for name in os.listxattr(each):
+                    found += self.content(name.encode() + b"=" + os.getxattr(each, name), f"attribute of {each}")
         return found
 
     def process(self, pid: int) -> Found:
@@ -119,6 +123,9 @@ class Search:
             found += self.file(root / name)
         for opened in _unlinked(root):
             found += self.file(opened)
+        for thread in root.glob("task/*/comm"):
+            with suppress(OSError):  # it may end meanwhile
+                found += self.content(thread.read_bytes(), str(thread))
         try:
             maps = (root / "maps").read_text().splitlines()
             memory = (root / "mem").open("rb", buffering=0)
@@ -178,7 +185,7 @@ def _unlinked(root: Path) -> Iterator[Path]:
             target = str(each.readlink())
         except OSError:
             continue
-        if target.endswith("(deleted)") and not target.startswith("/memfd:") and each.is_file():
+        if target.endswith("(deleted)") and each.is_file():
             yield each
 
 
