@@ -1,6 +1,6 @@
 """What the border costs beside bare Ray, in one run, on one cluster of two zones.
 
-    python benchmarks/border.py [--size MIB] [--epochs N] [--rounds N] [--fabric FOLDER] [--json]
+    python benchmarks/border.py [--size MIB] [--epochs N] [--rounds N] [--warm N] [--fabric FOLDER] [--json]
 
 A burst: a matrix of `--size` MiB is sealed, shipped, verified and used by one task of the public zone. Bare Ray does
 `ray.put` and the same task on the same table. Each phase has its own line, and beside them one pass of hashing over the
@@ -8,8 +8,9 @@ same bytes: they are hashed three times (sealed, checked at the border, checked 
 A training: the same job of Ray Train on the same rows, with the border and without it.
 An x-ray: milliseconds for a typical training function; `python benchmarks/xray.py` has more of them.
 
-Bare and bordered rounds take turns, after one that warms the workers; medians are printed. Bare work runs in the same
-driver and workers, under the guard's passage. Without `--fabric` a cluster is started and stopped.
+Bare and bordered rounds take turns, after `--warm` that are not counted; medians are printed. Bare work runs in the
+same driver and workers, under the guard's passage. Without `--fabric` a cluster is started and stopped, whose object
+stores hold four such matrices each: by default a node's store has 1 GiB, and Ray spills to disk what does not fit.
 """
 
 from __future__ import annotations
@@ -86,8 +87,17 @@ class TimedCarrier:
             return self.inner.carry(cargo, grant)
 
 
+START = """
+import sys
+import fabric._ray_node as node
+node.OBJECT_STORE_BYTES = max(node.OBJECT_STORE_BYTES, int(sys.argv.pop(1)))
+from fabric.cli import main
+main()
+"""
+
+
 @contextmanager
-def cluster(folder: str) -> Iterator[Path]:
+def cluster(folder: str, store_bytes: int) -> Iterator[Path]:
     """Yield the folder of a fabric that is up: the one given, or one of its own."""
     if folder:
         yield Path(folder)
@@ -96,7 +106,8 @@ def cluster(folder: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as made_here:
         subprocess.run([command, "init", "bench"], cwd=made_here, check=True, stdout=subprocess.DEVNULL)
         place = Path(made_here) / "bench"
-        subprocess.run([command, "up"], cwd=place, check=True, stdout=subprocess.DEVNULL)
+        start = [sys.executable, "-c", START, str(store_bytes), "up"]
+        subprocess.run(start, cwd=place, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             yield place
         finally:
@@ -192,7 +203,7 @@ def phases(session: Any, table: pa.Table, clock: Clock) -> None:
         clock.add(name, seconds)
 
 
-def bursts(session: Any, table: pa.Table, inspect_text: Any, rounds: int) -> dict[str, Any]:
+def bursts(session: Any, table: pa.Table, inspect_text: Any, rounds: int, warm: int) -> dict[str, Any]:
     """Measure a burst beside bare Ray."""
     from fabric.artifacts import digest
     from fabric.bursting import burst
@@ -200,8 +211,8 @@ def bursts(session: Any, table: pa.Table, inspect_text: Any, rounds: int) -> dic
 
     total, parts = Clock(), Clock()
     mean = means()
-    for turn in range(rounds + 1):
-        clocks = (total, parts) if turn else (Clock(), Clock())  # the first warms the workers
+    for turn in range(-warm, rounds):
+        clocks = (total, parts) if turn >= 0 else (Clock(), Clock())
         with passage("public", "benchmark"):
             bare(session, table, clocks[0])
             phases(session, table, clocks[1])
@@ -284,7 +295,7 @@ def learn(config: dict[str, Any]) -> None:
                 ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
 
 
-def trainings(session: Any, table: pa.Table, epochs: int, rounds: int) -> dict[str, Any]:
+def trainings(session: Any, table: pa.Table, epochs: int, rounds: int, warm: int) -> dict[str, Any]:
     """Measure a training beside the same one without the border."""
     from fabric.guard import passage
     from fabric.specs import ModelSpec, TrainingSpec
@@ -296,9 +307,9 @@ def trainings(session: Any, table: pa.Table, epochs: int, rounds: int) -> dict[s
     )  # fmt: skip
     clock = Clock()
     matrix = sealed(session, table)
-    for turn in range(rounds + 1):
-        each = clock if turn else Clock()
-        used = spec if turn else spec.model_copy(update={"epochs": 1})
+    for turn in range(-warm, rounds):
+        each = clock if turn >= 0 else Clock()
+        used = spec if turn >= 0 else spec.model_copy(update={"epochs": 1})
         with passage("public", "benchmark"), each.time("bare Ray Train"):
             fit_bare(session, table, used)
         with each.time("border"):
@@ -348,10 +359,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000, help="of the training")
     parser.add_argument("--epochs", type=int, default=20, help="of the training")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--warm", type=int, default=1, help="rounds that are not counted")
     parser.add_argument("--fabric", default="", help="folder of a fabric that is up")
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
-    with cluster(asked.fabric) as folder:
+    with cluster(asked.fabric, round(asked.size * 2**22)) as folder:
         os.chdir(folder)
         joined = prepare(folder / "fabric.toml")
         from fabric.sdk import Fabric
@@ -364,9 +376,13 @@ def main() -> None:
             inspect_text = Inspector().inspect_text
             found = {
                 "burst": bursts(
-                    session, made(max(1, round(asked.size * 2**20 / COLUMNS / 8))), inspect_text, asked.rounds
+                    session,
+                    made(max(1, round(asked.size * 2**20 / COLUMNS / 8))),
+                    inspect_text,
+                    asked.rounds,
+                    asked.warm,
                 ),
-                "training": trainings(session, made(asked.rows), asked.epochs, asked.rounds),
+                "training": trainings(session, made(asked.rows), asked.epochs, asked.rounds, asked.warm),
                 "xray_ms": xrayed(inspect_text),
             }
     print(json.dumps(found, indent=2)) if asked.json else show(found)

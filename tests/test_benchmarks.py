@@ -1,0 +1,33 @@
+"""The benchmark of the border runs and says what it should, on a small size; how long things take is not asserted."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+BENCHMARK = Path(__file__).parent.parent / "benchmarks" / "border.py"
+
+
+@pytest.mark.cluster
+def test_the_border_is_measured_beside_bare_ray_step_by_step(living):
+    small = ["--size", "4", "--rows", "500", "--epochs", "2", "--rounds", "1", "--warm", "0"]
+    done = living.run(sys.executable, str(BENCHMARK), *small, "--fabric", str(living.folder), "--json")
+    found = json.loads(done.stdout)
+    burst, training = found["burst"], found["training"]
+    assert burst["mib"] == 4
+    assert [*burst["seconds"]] == [
+        "bare Ray: put, task", "bare Ray: task", "border: seal, ship, verify, use", "hashing alone, one pass"
+    ]  # fmt: skip
+    assert [*burst["phases"]] == [
+        "seal", "hash and sign", "put", "check, decide, record", "fetch", "verify and open", "use"
+    ]  # fmt: skip
+    assert (training["rows"], training["epochs"]) == (500, 2)
+    assert {*training["seconds"]} == {"bare Ray Train", "border"}
+    assert burst["ratio"] > 0
+    assert training["ratio"] > 0
+    assert found["xray_ms"] > 0
+    # What was measured is the border itself: both crossings of the matrices stand in the evidence.
+    crossed = [r["body"]["rows"] for r in living.evidence() if r["action"] == "crossing" and r["phase"] == "intent"]
+    assert crossed.count(4 * 2**20 // 8 // 16) == 2
+    assert crossed.count(500) == 1
