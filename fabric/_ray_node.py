@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import site
 import socket
 import sys
@@ -193,6 +194,7 @@ def on_loopback(ray_params: Any, head: bool) -> None:
     listens on every interface. But with it Ray refuses a second node, and without it Ray changes the head's address.
     The Ray Client port is not opened: nobody uses it.
     """
+    without_core_dumps()
     del os.environ[_HOOK]  # What this node starts must not inherit the hook.
     ray_params.ray_client_server_port = None
     services: Any = sys.modules["ray._private.services"]
@@ -213,6 +215,12 @@ def on_loopback(ray_params: Any, head: bool) -> None:
         services.resolve_ip_for_localhost = _unchanged
         # Ray looks for the head every 2 s; waiting here, with Ray imported, is quicker.
         _wait_for(Path(os.environ.pop(_AWAIT)), time.monotonic() + _AWAIT_MAX_S)
+
+
+def without_core_dumps() -> None:
+    """Let nothing that this process starts leave its memory on a disk when it crashes."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 def _at_home(home: Path, start: Callable[..., Any], *args: Any, **named: Any) -> Any:

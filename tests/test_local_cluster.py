@@ -305,6 +305,24 @@ def test_no_public_process_holds_the_secret_and_all_bear_the_mark(cluster: Local
     assert not any(SECRET.encode() in held or b"seen-by-private" in held for held in public)
 
 
+def test_what_a_node_starts_leaves_no_core_dump_whatever_the_shell_allows() -> None:
+    program = (
+        "import resource, subprocess, sys\n"
+        "from fabric._ray_node import without_core_dumps\n"
+        "most = resource.getrlimit(resource.RLIMIT_CORE)[1]\n"
+        "resource.setrlimit(resource.RLIMIT_CORE, (most, most))\n"
+        "without_core_dumps()\n"
+        "subprocess.run(['sh', '-c', 'ulimit -c'])"
+    )
+    assert subprocess.run([sys.executable, "-c", program], capture_output=True, text=True).stdout.strip() == "0"
+
+
+@pytest.mark.cluster
+def test_no_process_of_a_node_leaves_a_core_dump(cluster: LocalCluster, seen: dict) -> None:
+    limits = {process.rlimit(psutil.RLIMIT_CORE)[0] for node in cluster.nodes for process in below(node.pid)}
+    assert limits == {0}
+
+
 @pytest.mark.cluster
 def test_each_node_keeps_its_files_in_a_folder_that_only_its_user_may_enter(cluster: LocalCluster, seen: dict) -> None:
     for node in cluster.nodes:
