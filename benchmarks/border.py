@@ -26,7 +26,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -312,8 +312,11 @@ def trainings(session: Any, table: pa.Table, epochs: int, rounds: int, warm: int
         used = spec if turn >= 0 else spec.model_copy(update={"epochs": 1})
         with passage("public", "benchmark"), each.time("bare Ray Train"):
             fit_bare(session, table, used)
+        started = session.border.clock()
         with each.time("border"):
             train(session, matrix, used, errand(session))
+        for name, seconds in steps(session, started).items():
+            each.add(name, seconds)
     taken = clock.medians()
     return {
         "rows": table.num_rows,
@@ -322,6 +325,21 @@ def trainings(session: Any, table: pa.Table, epochs: int, rounds: int, warm: int
         "each": clock.taken,
         "ratio": taken["border"] / taken["bare Ray Train"],
     }
+
+
+def steps(session: Any, started: datetime) -> dict[str, float]:
+    """Return the seconds between the records of the job that has just ended, from its start on."""
+    named = {("crossing", "intent"): "  check, decide, record", ("crossing", "outcome"): "  put",
+             ("job", "intent"): "  record the job", ("return", "intent"): "  Ray Train, quarantine",
+             ("job", "outcome"): "  sign and keep the model"}  # fmt: skip
+    taken, before = {}, started
+    for entry in [*session.ledger.entries()][-2 * 3 :]:
+        name = named.get((entry.record["action"], entry.record["phase"]))
+        if name is not None:
+            at = datetime.fromisoformat(entry.record["at"])
+            taken[name] = (at - before).total_seconds()
+            before = at
+    return taken
 
 
 def xrayed(inspect_text: Any) -> float:

@@ -207,12 +207,7 @@ def _fit(
             callbacks=[_Journal(str(journal))],
         ),
     )
-
-    def tell(line: str) -> None:
-        reports.append(Report.of(line))
-        progress(reports[-1].epoch)
-
-    with followed(journal, tell):
+    with followed(journal, lambda line: progress(Report.of(line).epoch)):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
@@ -220,6 +215,9 @@ def _fit(
             reraise(_cause(next(iter(failures.values()), error)))
         except ray.exceptions.RayError as error:
             reraise(_cause(error))
+        finally:
+            # Read here, not as they are told: a progress function of the caller's may fail.
+            reports += [Report.of(line) for line in lines_of(journal)]
     if result.checkpoint is None:
         raise RemoteFailure(Reason.REMOTE_FAILED, "the training returned no checkpoint", "run it again")
     return Path(result.checkpoint.path)
@@ -293,6 +291,11 @@ class _Journal(UserCallback):
             file.write(json.dumps({**losses, "folder": str(checkpoint.path), "files": files}) + "\n")
 
 
+def lines_of(journal: Path) -> list[str]:
+    """Return the lines that were written so far."""
+    return journal.read_text().splitlines() if journal.exists() else []
+
+
 @contextmanager
 def followed(journal: Path, tell: Callable[[str], None]) -> Any:
     """Call `tell` with each line of the journal while the block runs, and remove it afterwards."""
@@ -302,7 +305,7 @@ def followed(journal: Path, tell: Callable[[str], None]) -> Any:
         seen = 0
         while True:
             last = done.wait(0.2)
-            lines = journal.read_text().splitlines() if journal.exists() else []
+            lines = lines_of(journal)
             for line in lines[seen:]:
                 tell(line)
             seen = len(lines)

@@ -23,7 +23,8 @@ def test_the_border_is_measured_beside_bare_ray_step_by_step(living):
         "seal", "hash and sign", "put", "check, decide, record", "fetch", "verify and open", "use"
     ]  # fmt: skip
     assert (training["rows"], training["epochs"]) == (500, 2)
-    assert {*training["seconds"]} == {"bare Ray Train", "border"}
+    assert [*training["seconds"]][:2] == ["bare Ray Train", "border"]
+    assert len(training["seconds"]) == 7
     assert burst["ratio"] > 0
     assert training["ratio"] > 0
     assert found["xray_ms"] > 0
