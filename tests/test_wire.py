@@ -159,9 +159,21 @@ def test_the_public_side_can_write_nowhere_but_where_the_search_looks(lab):
         *(place for place in places if not place.startswith(("/proc", "/sys", "/dev/pts"))),
         *(str(folder) for folder in (lab.folder, HERE, Path.home(), Path(sys.prefix), Path("/tmp"), Path("/var/tmp"))),
     ]
-    inside = ["nsenter", f"--mount=/proc/{node['pid']}/ns/mnt", "sh", "-c", _TRY_TO_WRITE, "sh", *writable]
-    told = subprocess.run(inside, capture_output=True, text=True, check=True).stdout.split()
+    told = _told_inside(node, "sh", "-c", _TRY_TO_WRITE, "sh", *writable)
     assert set(told) == {node["temp"], str(lab.outbox), "/dev/shm"}
+
+
+def test_the_public_side_reaches_neither_the_records_nor_a_socket_of_the_head(lab):
+    head = next(node for node in lab.state["nodes"] if node["zone"] == "private")
+    find = "find", f"{head['temp']}/", "-type", "s"
+    assert subprocess.run(find, capture_output=True, text=True, check=True).stdout
+    assert _told_inside(lab.public_node, *find) == []
+    assert _told_inside(lab.public_node, "cat", str(lab.folder / "people.csv")) == []
+
+
+def _told_inside(node, *command: str) -> list[str]:
+    inside = ["nsenter", f"--mount=/proc/{node['pid']}/ns/mnt", *command]
+    return subprocess.run(inside, capture_output=True, text=True, check=True).stdout.split()
 
 
 _TRY_TO_WRITE = """
