@@ -42,8 +42,9 @@ def missing() -> str:
     absent = [name for name in _NEEDED if shutil.which(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (Debian packages iproute2, util-linux, mount)"
-    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True)
-    return "" if probe.returncode == 0 else "the kernel lets nobody make network namespaces here"
+    probe = ["unshare", "--net", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    done = subprocess.run(probe, capture_output=True, text=True)
+    return "" if done.returncode == 0 else f"network and mount namespaces cannot be made here: {done.stderr.strip()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
