@@ -136,11 +136,10 @@ def admit(parcel: Parcel, *, zone: str, trusted: Sequence[PublicKey], now: datet
     # 3. Every byte string, against both.
     named = grant.statement.subjects
     for index, chunk in parcel.chunks.items():
-        check_chunk(matrix, index, chunk)
-        _check(named, chunk_name(index), chunk)
-    _check(named, PARAMETERS, parcel.parameters)
+        _check(named, chunk_name(index), check_chunk(matrix, index, chunk))
+    _check(named, PARAMETERS, digest(parcel.parameters))
     if parcel.capsule or CAPSULE in named:
-        _check(named, CAPSULE, parcel.capsule)
+        _check(named, CAPSULE, digest(parcel.capsule))
     # 4. Only now the content.
     return Admitted(
         table=open_table(matrix, parcel.chunks),
@@ -151,8 +150,8 @@ def admit(parcel: Parcel, *, zone: str, trusted: Sequence[PublicKey], now: datet
     )
 
 
-def _check(named: Mapping[str, str], name: str, content: bytes) -> None:
-    if named.get(name) != digest(content):
+def _check(named: Mapping[str, str], name: str, actual: str) -> None:
+    if named.get(name) != actual:
         raise StatementInvalid(
             Reason.DIGEST_MISMATCH, f"{name} is not what the crossing names", "it was altered on the way: send it again"
         )

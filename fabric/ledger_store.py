@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
@@ -20,6 +21,7 @@ from fabric.errors import EvidenceInvalid, FabricError, Reason
 DATABASE_NAME = "ledger.sqlite3"
 SCHEMA_VERSION = 2
 BUSY_TIMEOUT_S = 30.0
+BUSY_POLL_S = 0.01
 
 Node = tuple[int, int, bytes]
 NewRecord = tuple[int, str, str | None, bytes]
@@ -136,7 +138,7 @@ class SQLiteStore:
         except (OSError, sqlite3.Error) as error:
             raise _unwritable(folder, error) from None
         try:
-            (mode,) = self._db.execute("PRAGMA journal_mode=WAL").fetchone()
+            mode = _write_ahead(self._db, until=time.monotonic() + BUSY_TIMEOUT_S)
             self._db.execute("PRAGMA synchronous=FULL")
             if mode != "wal":
                 raise sqlite3.NotSupportedError
@@ -261,6 +263,20 @@ class SQLiteStore:
     def _row(self, statement: str, *values: object) -> tuple[Any, ...] | None:
         row: tuple[Any, ...] | None = self._db.execute(statement, values).fetchone()
         return row
+
+
+def _write_ahead(db: sqlite3.Connection, *, until: float) -> str:
+    """Turn the write-ahead log on and return the mode; SQLite's own timeout does not hold for this statement."""
+    while True:
+        try:
+            (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
+        except sqlite3.OperationalError as error:
+            # The low byte is the primary code: another process that opens, or recovers after a crash, is at it.
+            if (error.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
+                raise
+            time.sleep(BUSY_POLL_S)
+        else:
+            return str(mode)
 
 
 def _private_file(folder: Path) -> Path:

@@ -18,7 +18,7 @@ import pyarrow as pa
 from fabric.artifacts import chunk_name, digest, digest_of
 from fabric.errors import Reason, StatementInvalid
 from fabric.statements import PublicKey, Signed, verify
-from sanitize.sealing import open_chunk
+from sanitize.sealing import open_chunks
 
 STATEMENT = "statement.json"
 CHUNK_ROWS = 65_536
@@ -163,8 +163,8 @@ def columns_of(signed: Signed) -> dict[str, Mapping[str, Any]]:
     return {str(note["name"]): note for note in signed.statement.predicate["columns"]}
 
 
-def check_chunk(signed: Signed, index: int, chunk: bytes) -> None:
-    """Hold chunk `index` against the statement.
+def check_chunk(signed: Signed, index: int, chunk: bytes) -> str:
+    """Hold chunk `index` against the statement, and return its digest.
 
     Raises:
         StatementInvalid: `DIGEST_MISMATCH`.
@@ -183,6 +183,7 @@ def check_chunk(signed: Signed, index: int, chunk: bytes) -> None:
             f"{chunk_name(index)} has digest {actual}, the statement says {stated or 'nothing of it'}",
             "it was altered after sealing: sanitize the records again",
         )
+    return actual
 
 
 def open_table(signed: Signed, chunks: Mapping[int, bytes]) -> pa.Table:
@@ -192,4 +193,4 @@ def open_table(signed: Signed, chunks: Mapping[int, bytes]) -> pa.Table:
         StatementInvalid: `MATRIX_MALFORMED`.
     """
     schema = {name: str(note["type"]) for name, note in columns_of(signed).items()}
-    return pa.Table.from_batches([open_chunk(chunks[index], schema) for index in sorted(chunks)])
+    return pa.Table.from_batches(list(open_chunks((chunks[index] for index in sorted(chunks)), schema)))

@@ -92,3 +92,10 @@ def test_the_starters_and_the_examples_files_are_valid():
             parse_recipe(path.read_text(), source=path.name)
         elif path.name != "fabric.toml":
             parse(JobSpec, path.read_text(), source=path.name)
+
+
+def test_every_test_that_security_md_names_is_there():
+    named = re.findall(r"`(test_\w+\.py)(?:::(\w+))?`", (ROOT / "SECURITY.md").read_text())
+    assert len(named) > 40
+    for file, function in named:
+        assert f"def {function}" in (ROOT / "tests" / file).read_text(), f"{file}::{function}"

@@ -23,6 +23,7 @@ from crashing import rounds
 from fabric.artifacts import canonical, digest
 from fabric.errors import EvidenceInvalid, FabricError, InvalidInput, Reason
 from fabric.ledger import CLOCK_TOLERANCE, DATABASE_NAME, Ledger
+from fabric.ledger_store import SQLiteStore
 from fabric.recording import is_gone, owner_token
 from fabric.records import ACTIONS
 from fabric.rotating import NEXT, rotate_key
@@ -809,3 +810,26 @@ def test_a_commit_that_fails_fails_for_all_that_share_it(tmp_path: Path) -> None
     assert [error.reason for error in errors] == [Reason.EVIDENCE_UNWRITABLE] * 6
     ledger._store._db.execute("PRAGMA query_only=OFF")
     assert len(list(ledger.entries())) == 1
+
+
+def test_a_new_ledger_opened_by_several_at_once_waits_for_its_turn(tmp_path: Path) -> None:
+    failed: list[FabricError] = []
+    for number in range(25):
+        barrier = threading.Barrier(6)
+
+        def opening(folder: Path = tmp_path / str(number), barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            try:
+                store = SQLiteStore(folder)
+                with store.transaction(write=True):
+                    store.prove_writable()
+                store.close()
+            except FabricError as error:
+                failed.append(error)
+
+        threads = [threading.Thread(target=opening) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert failed == []

@@ -231,10 +231,37 @@ def test_bytes_in_the_padding_are_refused():
     malformed(chunk[: place + 1] + b"\x01" + chunk[place + 2 :], {"a": "int8"})
 
 
+@pytest.mark.parametrize("rows", [1, 7, 8, 9])
+def test_spare_bits_of_truth_values_are_refused(rows):
+    (chunk,) = seal(pa.table({"a": [True] * rows}))
+    last = len(chunk) - 8 - 8 + (rows - 1) // 8  # the last byte with values, before the padding and Arrow's end
+    for bit in range((rows - 1) % 8 + 1, 8):
+        malformed(chunk[:last] + bytes([chunk[last] | 1 << bit]) + chunk[last + 1 :], {"a": "bool"})
+    assert open_chunk(chunk, {"a": "bool"}).num_rows == rows
+
+
+@pytest.mark.parametrize("bits", [0x8000_0000, 0x7FC0_0001, 0xFFC0_0000, 0x7F80_0001])
+def test_small_floats_in_another_form_are_refused(bits):
+    (chunk,) = seal(pa.table({"a": pa.array([123.5, 1.0], pa.float32())}))
+    malformed(chunk.replace(np.float32(123.5).tobytes(), bits.to_bytes(4, "little")), {"a": "float"})
+
+
 @settings(deadline=None)
+@given(st.sampled_from(KINDS), st.integers(1, 100), st.integers(1, 40))
+def test_a_chunk_is_what_arrow_writes_of_live_values_to_the_byte(kind, rows, chunk_rows):
+    table = pa.table({"a": pa.array(np.arange(rows) % 3 % 2).cast(kind), "b": np.arange(rows) / 2})
+    fields = [pa.field(field.name, field.type, nullable=False) for field in table.schema]
+    batches = table.cast(pa.schema(fields)).combine_chunks().to_batches()
+    rebuilt = [pa.record_batch([pa.array(c.to_pylist(), c.type) for c in batch.columns], pa.schema(fields))
+               for start in range(0, rows, chunk_rows) for batch in [batches[0].slice(start, chunk_rows)]]  # fmt: skip
+    assert seal(table, chunk_rows=chunk_rows) == tuple(map(batch_bytes, rebuilt))
+
+
+@settings(deadline=None, max_examples=300)
 @given(st.data())
 def test_a_changed_byte_is_refused_or_is_another_sealed_matrix(data):
-    table = pa.table({"a": [1.0, 2.0, np.nan], "b": pa.array([1, 2, 3], pa.int16())})
+    table = pa.table({"a": [1.0, 2.0, np.nan], "b": pa.array([1, 2, 3], pa.int16()), "c": [True, False, True]})
+    table = table.append_column("d", pa.array([0.0, 1.0, np.nan], pa.float32()))
     (chunk,) = seal(table)
     place = data.draw(st.integers(0, len(chunk) - 1))
     changed = chunk[:place] + bytes([data.draw(st.integers(0, 255))]) + chunk[place + 1 :]
