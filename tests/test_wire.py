@@ -159,9 +159,21 @@ def test_the_public_side_can_write_nowhere_but_where_the_search_looks(lab):
         *(place for place in places if not place.startswith(("/proc", "/sys", "/dev/pts"))),
         *(str(folder) for folder in (lab.folder, HERE, Path.home(), Path(sys.prefix), Path("/tmp"), Path("/var/tmp"))),
     ]
-    inside = ["nsenter", f"--mount=/proc/{node['pid']}/ns/mnt", "sh", "-c", _TRY_TO_WRITE, "sh", *writable]
-    told = subprocess.run(inside, capture_output=True, text=True, check=True).stdout.split()
+    told = _told_inside(node, "sh", "-c", _TRY_TO_WRITE, "sh", *writable)
     assert set(told) == {node["temp"], str(lab.outbox), "/dev/shm"}
+
+
+def test_the_public_side_reaches_neither_the_records_nor_a_socket_of_the_head(lab):
+    head = next(node for node in lab.state["nodes"] if node["zone"] == "private")
+    find = "find", f"{head['temp']}/", "-type", "s"
+    assert subprocess.run(find, capture_output=True, text=True, check=True).stdout
+    assert _told_inside(lab.public_node, *find) == []
+    assert _told_inside(lab.public_node, "cat", str(lab.folder / "people.csv")) == []
+
+
+def _told_inside(node, *command: str) -> list[str]:
+    inside = ["nsenter", f"--mount=/proc/{node['pid']}/ns/mnt", *command]
+    return subprocess.run(inside, capture_output=True, text=True, check=True).stdout.split()
 
 
 _TRY_TO_WRITE = """
@@ -171,7 +183,7 @@ for place in "$@"; do (: > "$place/tried") 2>/dev/null && rm "$place/tried" && e
 
 def test_the_main_job_comes_back_though_the_link_is_cut_in_the_middle_of_its_training(lab):
     text = (lab.folder / "train.toml").read_text()
-    text = text.replace("epochs = 20", "epochs = 200").replace("checkpoint_every = 5", "checkpoint_every = 20")
+    text = text.replace("epochs = 20", "epochs = 120").replace("checkpoint_every = 5", "checkpoint_every = 20")
     (lab.folder / "train.toml").write_text(text)
     job, seen, held = lab.popen(*submitted("jobs.train", f"{lab.folder}/train.toml")), [], None
     for line in job.stdout:
@@ -181,7 +193,7 @@ def test_the_main_job_comes_back_though_the_link_is_cut_in_the_middle_of_its_tra
                 held = lab.search_public()
     assert job.wait(timeout=60) == 0, "".join(seen)[-3000:]
     epochs = [int(number) for number in re.findall(r"^epoch (\d+):", "".join(seen), re.M)]
-    assert epochs[-1] == 200
+    assert epochs[-1] == 120
     assert epochs == sorted(set(epochs))
     assert "held back, inside: r2" in "".join(seen)
     assert len(list((lab.folder / ".fabric" / "models").iterdir())) == 1
@@ -216,9 +228,16 @@ def test_no_way_ends_but_as_it_should(lab):
     assert driver.wait(timeout=60) == 0, "".join(told)[-3000:]
     outcomes = dict(json.loads(found) for found in re.findall(r"^way: (.*)$", "".join(told), re.M))
     assert {name: outcomes.get(name) for name in OUTCOMES} == OUTCOMES
-    ends = {way.id: {reason.value for reason in way.by} or {"ran"} for way in LIVE}
+    ends = {way.id: _either(reason.value for reason in way.by) or {"ran"} for way in LIVE}
     assert {name: outcomes.get(name) for name, wanted in ends.items() if outcomes.get(name) not in wanted} == {}
     assert held.hits == set()
+
+
+def _either(reasons) -> set[str]:
+    """Take a value that looks like an identifier for data, and the other way: what was drawn may be either."""
+    kinds = {"CAPSULE_CAPTURES_DATA", "CAPSULE_IDENTIFIER"}
+    named = {*reasons}
+    return named | kinds if kinds & named else named
 
 
 def test_a_link_that_is_cut_while_a_burst_crosses_and_healed_ends_in_its_result_or_a_clean_refusal(lab):

@@ -105,7 +105,8 @@ class Lab:
     def public_folders(self) -> list[Path]:
         """Return where the public side can write: its folder, its outbox, its /dev/shm.
 
-        The folder has sessions, logs, spilled objects, sockets, temporary files and its home.
+        The folder has sessions, logs, spilled objects, sockets, temporary files and its home. What lies in the kernel
+        alone is not among them: pipes, sockets, shared memory that no process has attached.
         """
         node = self.public_node
         return [Path(node["temp"]), self.outbox, Path(f"/proc/{node['pid']}/root/dev/shm")]
@@ -166,7 +167,7 @@ def living(folder: Path, *, rows: int = 1500) -> Iterator[Lab]:
         lab.env |= {"PATH": f"{_BIN}{os.pathsep}{lab.env['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
         places = {
             "private": (pair.private.address, ()),
-            "public": (pair.public.address, pair.public.enter_alone(lab.outbox)),
+            "public": (pair.public.address, pair.public.enter_alone(writable=lab.outbox, hidden=home / "people.csv")),
         }
         for made in (home / ".fabric", lab.outbox.parent, lab.outbox):
             made.mkdir(mode=0o700)

@@ -24,6 +24,8 @@ _FOLDER = Path("/run/netns")
 _ALONE = """
 mount -t tmpfs -o mode=1777,size=50% tmpfs /dev/shm
 for own in "$HOME" {writable}; do mount --bind "$own" "$own"; done
+for other in {hidden}; do mount --bind /dev/null "$other"; done
+mount -t tmpfs tmpfs "$(dirname "$FABRIC_AWAIT_FILE")/session_latest/"
 while read -r _ place _; do
     case " /dev/shm $HOME {writable} " in *" $place "*) continue;; esac
     case "$place" in /proc*|/sys*|/dev/pts) ;; *) mount -o remount,bind,ro "$place";; esac
@@ -40,8 +42,9 @@ def missing() -> str:
     absent = [name for name in _NEEDED if shutil.which(name) is None]
     if absent:
         return f"not installed: {', '.join(absent)} (Debian packages iproute2, util-linux, mount)"
-    probe = subprocess.run(["unshare", "--net", "true"], capture_output=True, text=True)
-    return "" if probe.returncode == 0 else "the kernel lets nobody make network namespaces here"
+    probe = ["unshare", "--net", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
+    done = subprocess.run(probe, capture_output=True, text=True)
+    return "" if done.returncode == 0 else f"network and mount namespaces cannot be made here: {done.stderr.strip()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,17 +60,14 @@ class Namespace:
         """Return the words that run a command in this namespace, put before it."""
         return ("nsenter", f"--net={_FOLDER / self.name}")
 
-    def enter_alone(self, *writable: Path) -> tuple[str, ...]:
-        """Return the same, with a /dev/shm of its own and a disk that can be written in `$HOME` and `writable` only."""
-        return (
-            *self.enter,
-            "unshare",
-            "--mount",
-            "sh",
-            "-ec",
-            _ALONE.format(writable=shlex.join(map(str, writable))),
-            "sh",
-        )
+    def enter_alone(self, *, writable: Path, hidden: Path) -> tuple[str, ...]:
+        """Return the same for a node that shares this machine's disk with another zone's, as little as it can.
+
+        It has a /dev/shm of its own, writes in `$HOME` and `writable` only, and sees neither what is in `hidden` nor
+        the head's session, whose Unix sockets would be a way past the link.
+        """
+        script = _ALONE.format(writable=shlex.quote(str(writable)), hidden=shlex.quote(str(hidden)))
+        return (*self.enter, "unshare", "--mount", "sh", "-ec", script, "sh")
 
     def run(self, *command: str, **options: object) -> subprocess.CompletedProcess[str]:
         """Run a command here; its failure is an error."""
