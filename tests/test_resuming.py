@@ -7,7 +7,7 @@ import pytest
 pytestmark = pytest.mark.cluster
 
 PROGRAM = """
-import json, os, pickle, sys
+import json, os, pickle, time
 from pathlib import Path
 
 import psutil
@@ -25,10 +25,6 @@ class Bomb:
         return os.mkdir, (str(executed),)
 
 
-def newest():
-    return max(outbox.glob("train-*/checkpoint_*"), key=lambda path: path.stat().st_mtime_ns)
-
-
 def honest(path):
     pass
 
@@ -43,12 +39,26 @@ def pickled(path):
     (path / "optimizer.safetensors").write_bytes(pickle.dumps(Bomb()))
 
 
-def kill_a_worker():
+def workers():
     ours = json.loads(Path(".fabric/cluster.json").read_text())["id"]
     for process in psutil.process_iter(["cmdline"]):
         if (process.info["cmdline"] or [""])[0].startswith("ray::RayTrainWorker"):
             if process.environ().get("FABRIC_CLUSTER_ID") == ours:
-                process.kill()
+                yield process
+
+
+def change_and_kill(change):
+    # Every checkpoint, and the worker stands still: the last one is among them.
+    stopped = list(workers())
+    for process in stopped:
+        process.suspend()
+    time.sleep(1)
+    run = max(outbox.glob("train-*"), key=lambda path: path.stat().st_mtime_ns)
+    for path in run.glob("checkpoint_*"):
+        if all((path / name).exists() for name in ("model.safetensors", "optimizer.safetensors", "state.json")):
+            change(path)
+    for process in stopped:
+        process.kill()
 
 
 def crash(change, epochs, every):
@@ -57,8 +67,7 @@ def crash(change, epochs, every):
     def progress(epoch):
         told.append(epoch.epoch)
         if len(told) == 1:
-            change(newest())
-            kill_a_worker()
+            change_and_kill(change)
 
     spec = TrainingSpec(epochs=epochs, checkpoint_every=every)
     try:
