@@ -1,8 +1,9 @@
 """Training with Ray Train V2: workers in one zone, fed by one crossing, returning a model through quarantine.
 
 Workers get a ticket and a spec, no dataset and no closure: the function they run is this module's, by reference. They
-write checkpoints to their zone's outbox. When one dies, the last checkpoint passes quarantine, and another attempt goes
-on from it as a new crossing: nothing that only the other zone has seen is trained on.
+write checkpoints to their zone's outbox. When one dies, or the training is asked to leave its zone, the last checkpoint
+passes quarantine, and another attempt goes on from it, in the same zone or in another, as a new crossing: nothing that
+only the other zone has seen is trained on.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ import json
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import ray
 import ray.train
@@ -39,6 +40,41 @@ from fabric.session import Session
 from fabric.specs import TrainingSpec, crossing_form
 
 Progress = Callable[[Epoch], None]
+ASK_EVERY_S = 0.5
+"""How often a training that may be moved is asked whether it should leave."""
+
+
+class Left(Exception):
+    """An attempt ended at a checkpoint because the training was asked to leave its zone. No failure."""
+
+
+class Moves(Protocol):
+    """Who may send a training to another zone while it runs."""
+
+    def leave(self) -> bool:
+        """Say whether the training should leave its zone at its next checkpoint; asked now and then, in a thread."""
+
+    def onward(self) -> Errand:
+        """Return the errand to go on with, waiting for it if need be; asked once the training has left.
+
+        Raises:
+            FabricError: it does not go on.
+        """
+
+
+class Stays:
+    """A training that nobody moves."""
+
+    def leave(self) -> bool:
+        """Never."""
+        return False
+
+    def onward(self) -> Errand:
+        """Is not asked."""
+        raise AssertionError("a training that stays does not go on elsewhere")
+
+
+_STAYS = Stays()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,8 +114,9 @@ def train(
     *,
     code: Code | None = None,
     progress: Progress = lambda epoch: None,
+    moves: Moves = _STAYS,
 ) -> Model:
-    """Train on `matrix` in the errand's zone and bring the model back.
+    """Train on `matrix` in the errand's zone, or in those that `moves` sends it to, and bring the model back.
 
     Raises:
         Refused: by policy or the border; nothing has moved.
@@ -88,34 +125,34 @@ def train(
     """
     crossing_form(spec)  # before anything moves
     layout = Layout.of(columns_of(matrix.signed), spec.task)
-    placement = session.place(errand, workers=spec.workers)
     cargo = Cargo(matrix=matrix, capsule=code.sealed if code else None)
-    checked: dict[str, Any] = {
-        "spec": spec,
-        "layout": layout,
-        "network": code.network if code else None,
-        "zone": errand.zone.name,
-    }
-    for failures_left in range(spec.max_failures, -1, -1):
+    checked: dict[str, Any] = {"spec": spec, "layout": layout, "network": code.network if code else None}
+    spec_digest = digest_of(spec.model_dump(mode="json"))
+    failures_left = spec.max_failures
+    while True:
         # Each attempt is a crossing of its own: asked for, granted and recorded again, with what it goes on from.
+        zone, left = errand.zone.name, False
+        placement = session.place(errand, workers=spec.workers)
         crossing = session.border.export(cargo, errand, ObjectStoreCarrier())
         reports: list[Report] = []
         try:
-            with recorded_job(
-                session, errand, placement, crossing, "training", digest_of(spec.model_dump(mode="json"))
-            ) as provenance:
-                folder = _fit(session, crossing, spec, placement, progress, reports)
-                return admit_model(session, folder, provenance=provenance, **checked)
+            with recorded_job(session, errand, placement, crossing, "training", spec_digest) as provenance:
+                folder = _fit(session, crossing, spec, placement, progress, reports, moves)
+                return admit_model(session, folder, provenance=provenance, zone=zone, **checked)
+        except Left:
+            left = True
         except RemoteFailure:
             if not failures_left:
                 raise
+            failures_left -= 1
         if reports:
-            last = reports[-1]
+            last = Path(reports[-1].folder), reports[-1].files
             checkpoint = admit_checkpoint(
-                session, Path(last.folder), reported=last.files, provenance=provenance, **checked
+                session, last[0], reported=last[1], provenance=provenance, zone=zone, **checked
             )
             cargo = replace(cargo, checkpoint=checkpoint)
-    raise AssertionError("the last attempt returns or raises")
+        if left:
+            errand = moves.onward()
 
 
 @contextmanager
@@ -142,6 +179,9 @@ def recorded_job(
     try:
         with passage(errand.zone.name, crossing.id):
             yield provenance
+    except Left:
+        session.ledger.conclude(receipt, "done", {"what": "left"})
+        raise
     except BaseException as error:
         session.ledger.conclude(receipt, "failed", {"code": code_of(error)})
         raise
@@ -185,10 +225,16 @@ def _fit(
     placement: Placement,
     progress: Progress,
     reports: list[Report],
+    moves: Moves,
 ) -> Path:
-    """Run one attempt and return the folder of its last checkpoint; `reports` gets every report, also of a failure."""
+    """Run one attempt and return the folder of its last checkpoint; `reports` gets every report, also of a failure.
+
+    Raises:
+        Left: `moves` asked for it, and a checkpoint was reported since.
+    """
     run_id = f"train-{crossing.id}"
     journal = session.home.path / f"{run_id}.progress"
+    flag = session.home.path / f"{run_id}.leave"
     trainer = TorchTrainer(
         _work,
         train_loop_config={"ticket": crossing.ticket, "spec": crossing_form(spec)},
@@ -204,13 +250,15 @@ def _fit(
             # Ray Train would start again from what the outbox holds, unchecked.
             failure_config=FailureConfig(max_failures=0),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
-            callbacks=[_Journal(str(journal))],
+            callbacks=[_Journal(str(journal), str(flag), spec.epochs)],
         ),
     )
-    with followed(journal, lambda line: progress(Report.of(line).epoch)):
+    with followed(journal, lambda line: progress(Report.of(line).epoch)), flagged(flag, moves.leave):
         try:
             result = trainer.fit()
         except TrainingFailedError as error:
+            if flag.exists() and isinstance(getattr(error, "controller_failure", None), Left):
+                raise Left from None
             failures = getattr(error, "worker_failures", {})
             reraise(_cause(next(iter(failures.values()), error)))
         except ray.exceptions.RayError as error:
@@ -279,16 +327,22 @@ def _sum_over_workers(tensor: torch.Tensor) -> torch.Tensor:
 
 
 class _Journal(UserCallback):
-    """Writes what rank 0 reports to a file in the private zone; runs in the controller."""
+    """Writes what rank 0 reports to a file in the private zone, and ends the run there if a flag lies beside it.
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    Runs in the controller. Ray Train has no other way to end a run at a checkpoint from inside; the error of a callback
+    is never retried.
+    """
+
+    def __init__(self, path: str, flag: str, epochs: int) -> None:
+        self._path, self._flag, self._epochs = path, flag, epochs
 
     def after_report(self, run_context: object, metrics: Sequence[dict[str, Any]], checkpoint: Any) -> None:
         losses = {key: float(metrics[0][key]) for key in ("epoch", "training", "validation")}
         files = {name: str(metrics[0]["files"][name]) for name in CHECKPOINT_FILES}
         with Path(self._path).open("a") as file:
             file.write(json.dumps({**losses, "folder": str(checkpoint.path), "files": files}) + "\n")
+        if losses["epoch"] < self._epochs and Path(self._flag).exists():
+            raise Left
 
 
 def lines_of(journal: Path) -> list[str]:
@@ -320,3 +374,25 @@ def followed(journal: Path, tell: Callable[[str], None]) -> Any:
         done.set()
         follower.join()
         journal.unlink(missing_ok=True)
+
+
+@contextmanager
+def flagged(flag: Path, asked: Callable[[], bool]) -> Any:
+    """Put a flag down once `asked` says yes while the block runs, and remove it afterwards; no answer is a no."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.wait(ASK_EVERY_S):
+            with suppress(FabricError):
+                if asked():
+                    flag.touch(mode=0o600)
+                    return
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        asker.join()
+        flag.unlink(missing_ok=True)
