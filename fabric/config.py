@@ -9,13 +9,15 @@ import getpass
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from fabric.budget_tables import BudgetTable, PriceSettings, PricesTable, QuotaTable, limits_of, price_settings
+from fabric.budgets import Limit
 from fabric.errors import InvalidInput, Reason, nearest
 from fabric.labels import Classification, Labels
 from fabric.specs import Spec, parse
@@ -34,6 +36,7 @@ class _ZoneTable(Spec):
     slots: int = 4
     cpus: int = 0
     gpus: int = 0
+    gpu_model: str = ""
 
 
 class _RecordsTable(Spec):
@@ -93,6 +96,9 @@ class _File(Spec):
     risk: Annotated[list[_RiskTable], Field(default_factory=list)]
     local: _LocalTable = _LocalTable()
     evidence: _EvidenceTable = _EvidenceTable()
+    prices: PricesTable = PricesTable()
+    budgets: Annotated[list[BudgetTable], Field(default_factory=list)]
+    quotas: Annotated[list[QuotaTable], Field(default_factory=list)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,6 +172,7 @@ class Config:
     Attributes:
         path: the file itself, absolute.
         state: folder of keys, evidence and models, absolute.
+        limits: budgets and quotas.
     """
 
     path: Path
@@ -180,6 +187,8 @@ class Config:
     risk: tuple[RiskLimit, ...] = ()
     evidence: EvidenceTerms = EvidenceTerms()
     policy: PolicySettings = PolicySettings()
+    prices: PriceSettings = field(default_factory=PriceSettings)
+    limits: tuple[Limit, ...] = ()
 
     @property
     def private(self) -> Zone:
@@ -321,6 +330,8 @@ def load_config(path: Path) -> Config:
         risk=tuple(_risk_limit(table) for table in raw.risk),
         evidence=_evidence(raw.evidence, folder),
         policy=_policy(raw.policy, folder),
+        prices=price_settings(raw.prices, folder),
+        limits=limits_of(raw.budgets, raw.quotas, zones),
     )
 
 

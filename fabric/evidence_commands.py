@@ -150,10 +150,13 @@ def show_witness(context: typer.Context, config: ConfigOption = None) -> None:
 def schema(
     role: Annotated[str, typer.Option("--role", help="The application's database role.")] = "fabric",
 ) -> None:
-    """Print the SQL by which a PostgreSQL administrator makes the tables; the role may insert and select only."""
-    from fabric.postgres_store import schema_sql  # noqa: PLC0415 - only this needs SQLAlchemy
+    """Print the SQL by which a PostgreSQL administrator makes the tables; the role may insert and select only.
 
-    typer.echo(schema_sql(role), nl=False)
+    Of the budgets' tables it may also update the columns in which a reservation goes on.
+    """
+    from fabric import postgres_budgets, postgres_store  # noqa: PLC0415 - only this needs SQLAlchemy
+
+    typer.echo(postgres_store.schema_sql(role) + postgres_budgets.schema_sql(role), nl=False)
 
 
 @evidence_app.command()

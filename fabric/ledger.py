@@ -146,8 +146,11 @@ class Ledger:
             self._watch.check(self._store, self._origin, self._clock())
         return self._append("intent", _writable(action), None, body)
 
-    def conclude(self, intent: Receipt, status: str, body: Mapping[str, object]) -> Receipt:
+    def conclude(self, intent: Receipt | str, status: str, body: Mapping[str, object]) -> Receipt:
         """Record how an intended effect ended: `done`, `refused` or `failed`; it goes into the body as `status`.
+
+        Args:
+            intent: the receipt of the intent, or its id, for an effect that outlives the process that intended it.
 
         Raises:
             FabricError: `EVIDENCE_INVALID` if there is no such open intent, or the record would not verify later;
@@ -155,7 +158,8 @@ class Ledger:
         """
         if "status" in body:
             raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "the outcome's body has a status of its own")
-        return self._append("outcome", "", intent.id, {**body, "status": status})
+        name = intent if isinstance(intent, str) else intent.id
+        return self._append("outcome", "", name, {**body, "status": status})
 
     def observe(self, action: str, body: Mapping[str, object]) -> Receipt:
         """Record what has no effect: a refusal, a decision.

@@ -138,7 +138,7 @@ class SQLiteStore:
         except (OSError, sqlite3.Error) as error:
             raise _unwritable(folder, error) from None
         try:
-            mode = _write_ahead(self._db, until=time.monotonic() + BUSY_TIMEOUT_S)
+            mode = write_ahead(self._db, until=time.monotonic() + BUSY_TIMEOUT_S)
             self._db.execute("PRAGMA synchronous=FULL")
             if mode != "wal":
                 raise sqlite3.NotSupportedError
@@ -265,7 +265,7 @@ class SQLiteStore:
         return row
 
 
-def _write_ahead(db: sqlite3.Connection, *, until: float) -> str:
+def write_ahead(db: sqlite3.Connection, *, until: float) -> str:
     """Turn the write-ahead log on and return the mode; SQLite's own timeout does not hold for this statement."""
     while True:
         try:

@@ -81,16 +81,26 @@ _ADD = sa.text(
 _ROLE = re.compile(r"[a-z_][a-z0-9_]{0,62}\Z")
 
 
+def checked_role(role: str) -> str:
+    """Return the name of a role that can stand in SQL as it is.
+
+    Raises:
+        InvalidInput: `CONFIG_INVALID` if it needs quoting.
+    """
+    if not _ROLE.match(role):
+        raise InvalidInput(
+            Reason.CONFIG_INVALID, "the role's name is not usable", "lower-case letters, digits and '_', up to 63"
+        )
+    return role
+
+
 def schema_sql(role: str) -> str:
     """Return the SQL by which an administrator makes the tables and lets `role` select and insert.
 
     Raises:
         InvalidInput: `CONFIG_INVALID` if the role's name needs quoting.
     """
-    if not _ROLE.match(role):
-        raise InvalidInput(
-            Reason.CONFIG_INVALID, "the role's name is not usable", "lower-case letters, digits and '_', up to 63"
-        )
+    checked_role(role)
     dialect = sa.create_mock_engine("postgresql+psycopg://", lambda *_: None).dialect
     made = [
         f"{str(sa.schema.CreateTable(table).compile(dialect=dialect)).strip()};" for table in _METADATA.sorted_tables

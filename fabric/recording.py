@@ -10,6 +10,7 @@ from pathlib import Path
 
 import psutil
 
+from fabric.budget_store import BudgetStore, Database, SQLiteBudgets
 from fabric.config import Config, EvidenceTerms
 from fabric.ledger import Ledger
 from fabric.ledger_store import LedgerStore, SQLiteStore
@@ -39,6 +40,15 @@ def open_ledger(config: Config, home: Home, key: SigningKey, *, person: str = ""
         owner=owner_token(home),
         watch=watch_of(config.evidence),
     )
+
+
+def open_budgets(config: Config, home: Home) -> BudgetStore:
+    """Open the budgets of a fabric, which lie where its ledger lies.
+
+    Raises:
+        FabricError: `EVIDENCE_UNWRITABLE`.
+    """
+    return BudgetStore(_budgets(config, home), config.limits)
 
 
 def origin_of(config: Config) -> str:
@@ -106,6 +116,14 @@ def _store(config: Config, home: Home) -> LedgerStore:
     from fabric.postgres_store import PostgresStore  # noqa: PLC0415
 
     return PostgresStore(config.evidence.database)
+
+
+def _budgets(config: Config, home: Home) -> Database:
+    if not config.evidence.database:
+        return SQLiteBudgets(home.path)
+    from fabric.postgres_budgets import PostgresBudgets  # noqa: PLC0415 - as above
+
+    return PostgresBudgets(config.evidence.database)
 
 
 def _witness(where: str) -> Witness:

@@ -15,6 +15,8 @@ from fabric.errors import InvalidInput, Reason, nearest
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 
+_GPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z", re.ASCII)
+
 
 class ZoneKind(StrEnum):
     """How far a zone is trusted."""
@@ -32,6 +34,7 @@ class Zone:
         slots: how many workers the zone takes at once (amount of the custom resource).
         cpus: CPUs that Ray may give to tasks; 0 outside the private zone.
         gpus: GPUs of the zone's nodes; a worker takes one where there are any.
+        gpu_model: their model, as the price catalogue calls it (AcceleratorName); empty where nobody has said.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Zone:
     slots: int = 4
     cpus: int = 0
     gpus: int = 0
+    gpu_model: str = ""
 
     def __post_init__(self) -> None:
         if not _NAME.match(self.name):
@@ -68,6 +72,12 @@ class Zone:
                 f"zone {self.name!r} has a negative size or no slot",
                 "slots must be at least 1, cpus and gpus at least 0",
             )
+        if self.gpu_model and (not self.gpus or not is_gpu_model(self.gpu_model)):
+            raise InvalidInput(
+                Reason.CONFIG_INVALID,
+                f"zone {self.name!r} names a GPU model without having GPUs, or not by a catalogue's name",
+                "set gpus, and gpu_model to an AcceleratorName such as H200 or A100-80GB",
+            )
 
     @property
     def resource(self) -> str:
@@ -78,6 +88,11 @@ class Zone:
     def node_label(self) -> dict[str, str]:
         """Return the Ray node label of this zone, also its label selector."""
         return {"zone": self.name}
+
+
+def is_gpu_model(name: str) -> bool:
+    """Say whether `name` has the form of a GPU model's name: letters, digits, '.', '_' and '-'."""
+    return _GPU_MODEL.match(name) is not None
 
 
 def find_zone(zones: Mapping[str, Zone], name: str) -> Zone:
