@@ -52,7 +52,6 @@ class Reservation:
         usage: what was used, if the settlement said so.
         at: when it was made, in seconds since the epoch.
         ended_at: when it was settled or released.
-        intent: id of the ledger's record of it; empty until there is one.
     """
 
     id: str
@@ -63,7 +62,6 @@ class Reservation:
     spent_micros: int | None = None
     usage: Usage | None = None
     ended_at: float | None = None
-    intent: str = ""
 
 
 class Database(Protocol):
@@ -92,7 +90,7 @@ ON CONFLICT (id) DO NOTHING
 """
 _FIND = """
 SELECT id, job, state, team, project, classification, workload, zone, amount, gpus, gpu_seconds, terms, at, spent, used,
-  ended, intent FROM reservation
+  ended FROM reservation
 """
 _NEWEST = "SELECT max(at) FROM reservation"
 _METER = """
@@ -117,7 +115,6 @@ UPDATE reservation SET state = :state, spent = :spent, used = :used, ended = :en
 WHERE id = :id AND state = :before
 """
 _READ = "SELECT name, unit, starts, reserved, spent FROM meter"
-_MARK = "UPDATE reservation SET intent = :intent WHERE id = :id"
 
 
 class BudgetStore:
@@ -176,10 +173,9 @@ class BudgetStore:
         """
         return self._end(reservation_id, State.RELEASED, at, 0, None)
 
-    def mark(self, reservation_id: str, intent: str) -> None:
-        """Remember the ledger's record of a reservation."""
-        with self._database.transaction(write=True):
-            self._database.run(_MARK, id=reservation_id, intent=intent)
+    def covering(self, order: Order) -> tuple[str, ...]:
+        """Return the names of the limits that an order takes from."""
+        return tuple(limit.name for limit in self._limits if limit.asks(order))
 
     def find(self, reservation_id: str) -> Reservation | None:
         """Return the reservation of this id, if there is one."""
@@ -335,7 +331,7 @@ SQLITE_SCHEMA = (
     "CREATE TABLE IF NOT EXISTS reservation (id TEXT PRIMARY KEY, job TEXT NOT NULL, state TEXT NOT NULL, "
     "team TEXT NOT NULL, project TEXT NOT NULL, classification TEXT NOT NULL, workload TEXT NOT NULL, "
     "zone TEXT NOT NULL, amount INTEGER NOT NULL, gpus INTEGER NOT NULL, gpu_seconds INTEGER NOT NULL, "
-    "terms TEXT, at INTEGER NOT NULL, spent INTEGER, used TEXT, ended INTEGER, intent TEXT NOT NULL DEFAULT '')",
+    "terms TEXT, at INTEGER NOT NULL, spent INTEGER, used TEXT, ended INTEGER)",
     "CREATE INDEX IF NOT EXISTS reservation_at ON reservation (at)",
     "CREATE TABLE IF NOT EXISTS hold (reservation TEXT NOT NULL REFERENCES reservation (id), name TEXT NOT NULL, "
     "unit TEXT NOT NULL, starts INTEGER NOT NULL, amount INTEGER NOT NULL CHECK (amount > 0), "
@@ -372,7 +368,7 @@ def _columns(order: Order) -> dict[str, object]:
 
 def _reservation(row: Sequence[Any]) -> Reservation:
     (name, job, state, team, project, classification, workload, zone, amount, gpus, gpu_seconds, terms, at, spent, used,
-     ended, intent) = row  # fmt: skip
+     ended) = row  # fmt: skip
     scope = Scope(
         team=team,
         project=project,
@@ -396,7 +392,6 @@ def _reservation(row: Sequence[Any]) -> Reservation:
         spent_micros=spent,
         usage=Usage.from_json(json.loads(used)) if used else None,
         ended_at=None if ended is None else ended / 1e6,
-        intent=intent,
     )
 
 

@@ -135,8 +135,13 @@ class Ledger:
                 self._store.add_document(name, content)
         return name
 
-    def intend(self, action: str, body: Mapping[str, object]) -> Receipt:
+    def intend(self, action: str, body: Mapping[str, object], *, record_id: str = "") -> Receipt:
         """Record that an effect is about to happen; only its return allows the effect.
+
+        Args:
+            action: what it is.
+            body: what the action may say.
+            record_id: id of the record, for an effect that is asked for again after a crash; by default a random one.
 
         Raises:
             FabricError: `EVIDENCE_INVALID` if the record would not verify later, `EVIDENCE_UNWRITABLE`,
@@ -144,13 +149,18 @@ class Ledger:
         """
         if self._watch is not None:
             self._watch.check(self._store, self._origin, self._clock())
-        return self._append("intent", _writable(action), None, body)
+        return self._append("intent", _writable(action), None, body, record_id)
 
-    def conclude(self, intent: Receipt | str, status: str, body: Mapping[str, object]) -> Receipt:
+    def conclude(
+        self, intent: Receipt | str, status: str, body: Mapping[str, object], *, record_id: str = ""
+    ) -> Receipt:
         """Record how an intended effect ended: `done`, `refused` or `failed`; it goes into the body as `status`.
 
         Args:
             intent: the receipt of the intent, or its id, for an effect that outlives the process that intended it.
+            status: how it ended.
+            body: what the action may say.
+            record_id: as for `intend`.
 
         Raises:
             FabricError: `EVIDENCE_INVALID` if there is no such open intent, or the record would not verify later;
@@ -159,7 +169,26 @@ class Ledger:
         if "status" in body:
             raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "the outcome's body has a status of its own")
         name = intent if isinstance(intent, str) else intent.id
-        return self._append("outcome", "", name, {**body, "status": status})
+        return self._append("outcome", "", name, {**body, "status": status}, record_id)
+
+    def find(self, record_id: str) -> dict[str, Any] | None:
+        """Return the record of this id, if the log has one.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`, `EVIDENCE_INVALID` if it is malformed.
+        """
+        with self._store.transaction(write=False):
+            found = self._store.find([record_id])
+        return read_record(found[record_id]) if record_id in found else None
+
+    def is_concluded(self, intent_id: str) -> bool:
+        """Say whether an intent has an outcome.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        with self._store.transaction(write=False):
+            return intent_id in self._store.concluded([intent_id])
 
     def observe(self, action: str, body: Mapping[str, object]) -> Receipt:
         """Record what has no effect: a refusal, a decision.
@@ -305,8 +334,10 @@ class Ledger:
         """Close the store; closing twice is the same as once."""
         self._store.close()
 
-    def _append(self, phase: str, action: str, intent: str | None, body: Mapping[str, object]) -> Receipt:
-        draft = make_draft(self._new_id(), phase, action, intent, body)
+    def _append(
+        self, phase: str, action: str, intent: str | None, body: Mapping[str, object], record_id: str = ""
+    ) -> Receipt:
+        draft = make_draft(record_id or self._new_id(), phase, action, intent, body)
         with self._turn:
             self._waiting.append(draft)
         # Whoever finds nobody writing writes for all that wait; the others wait to find their record written.

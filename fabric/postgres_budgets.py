@@ -45,7 +45,6 @@ _RESERVATION = sa.Table(
     sa.Column("spent", sa.BigInteger),
     sa.Column("used", sa.Text),
     sa.Column("ended", sa.BigInteger),
-    sa.Column("intent", sa.Text, nullable=False, server_default=""),
 )
 _HOLD = sa.Table(
     "hold",
@@ -56,7 +55,7 @@ _HOLD = sa.Table(
     sa.Column("starts", sa.BigInteger, nullable=False),
     sa.Column("amount", sa.BigInteger, sa.CheckConstraint("amount > 0"), nullable=False),
 )
-_GOES_ON = {_METER.name: ("reserved", "spent"), _RESERVATION.name: ("state", "spent", "used", "ended", "intent")}
+_GOES_ON = {_METER.name: ("reserved", "spent"), _RESERVATION.name: ("state", "spent", "used", "ended")}
 
 
 def schema_sql(role: str) -> str:
