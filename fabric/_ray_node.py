@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from fabric.zones import Zone
+from fabric.zones import Zone, ZoneKind
 
 MARK = "FABRIC_CLUSTER_ID"
 OBJECT_STORE_BYTES = 1024**3  # of each node; Ray would take a third of the memory, and spills what does not fit
@@ -92,6 +92,14 @@ def public_environment(
     return {**kept, **own, **extra, **settings, _AWAIT: str(registered_file(head))}
 
 
+def outside_environment(
+    base: Mapping[str, str], extra: Mapping[str, str], settings: Mapping[str, str], temp: Path
+) -> dict[str, str]:
+    """Return a minimal environment for the head of a cluster of its own: it names no path of the private side."""
+    kept = {name: base[name] for name in PASSED_ON if name in base}
+    return {**kept, "HOME": str(temp), "TMPDIR": str(temp), "FABRIC_PYTHON": sys.executable, **extra, **settings}
+
+
 def past_the_proxy(base: Mapping[str, str], address: str) -> dict[str, str]:
     """Return what exempts the cluster's `address` from the user's proxy, where there is one."""
     if not any(name.lower() in _PROXIES for name in base):
@@ -101,10 +109,11 @@ def past_the_proxy(base: Mapping[str, str], address: str) -> dict[str, str]:
 
 
 def head_command(zone: Zone, temp: Path, address: str, *, gcs_port: int, dashboard_port: int) -> list[str]:
-    """Return the `ray start` of the private zone's node. Port 0 is one that the kernel chooses."""
+    """Return the `ray start` of a cluster's head, in the private zone or any other. Port 0: the kernel chooses."""
     ports = ["--port", str(gcs_port), "--dashboard-port", str(dashboard_port)]
     place = ["--head", "--no-monitor", "--include-dashboard", "true", "--dashboard-host", address, *ports]
-    return [*_command(zone, temp, address, PRIVATE_AMOUNT), *place]
+    amount = PRIVATE_AMOUNT if zone.kind is ZoneKind.PRIVATE else zone.slots
+    return [*_command(zone, temp, address, amount), *place]
 
 
 def other_command(zone: Zone, temp: Path, address: str, *, gcs_address: str) -> list[str]:

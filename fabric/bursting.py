@@ -6,23 +6,20 @@ of an error only the class's name does.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import ray
-
 from fabric.artifacts import digest
 from fabric.border import Errand
-from fabric.capsule import open_capsule, seal_capsule
-from fabric.carriage import ObjectStoreCarrier, receive
+from fabric.capsule import seal_capsule
 from fabric.constants import InspectText
-from fabric.crossing import Cargo, SealedCapsule, Ticket
+from fabric.crossing import Cargo, SealedCapsule
 from fabric.matrix import SealedMatrix
 from fabric.parameters import seal_parameters
-from fabric.results import decode, encode, encode_error
+from fabric.results import decode
 from fabric.session import Session
-from fabric.training import recorded_job, reraise
+from fabric.sites import site_of
+from fabric.training import recorded_job
 
 
 def seal(session: Session, fn: Callable[..., Any], inspect_text: InspectText) -> SealedCapsule:
@@ -63,21 +60,10 @@ def burst(
         settings = seal_parameters(parameters or {}, inspect_text=inspect_text, columns=matrix.columns)
     placement = session.place(errand, workers=1)
     cargo = Cargo(matrix=matrix, capsule=sealed, parameters=settings)
-    crossing = session.border.export(cargo, errand, ObjectStoreCarrier())
+    site = site_of(session, errand.zone)
+    crossing = session.border.export(cargo, errand, site.carrier)
     with recorded_job(session, errand, placement, crossing, "burst", digest(sealed.payload)):
-        resources = dict(placement.resources_per_worker)
-        task = ray.remote(_work).options(
-            name="fabric.burst",
-            num_cpus=resources.pop("CPU", 0),
-            num_gpus=resources.pop("GPU", 0),
-            resources=resources,
-            label_selector=placement.label_selector,
-            max_retries=0,
-        )
-        try:
-            answer = ray.get(task.remote(crossing.ticket))
-        except ray.exceptions.RayError as error:
-            reraise(error)
+        answer = site.call(crossing, placement)
         with session.border.refusals("return", errand.zone, session.job):
             result = decode(answer)
         session.ledger.observe(
@@ -90,13 +76,3 @@ def burst(
             },
         )
         return result
-
-
-def _work(ticket: Ticket) -> tuple[Any, ...]:
-    """Run in the other zone: admit, open the capsule, run it, and return bytes."""
-    try:
-        admitted = receive(ticket)
-        fn = open_capsule(admitted.capsule, digest(admitted.capsule))
-        return encode(fn(admitted.table, **json.loads(admitted.parameters)))
-    except BaseException as error:  # noqa: BLE001 - a message of any class may carry data, SystemExit's too
-        return encode_error(error)

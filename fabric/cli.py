@@ -24,6 +24,7 @@ from fabric.recipe_commands import recipe_app
 from fabric.starter import PEOPLE, write_starter
 from fabric.stores import Home
 from fabric.xray_commands import show_xray
+from fabric.zones import Topology
 
 app = typer.Typer(
     name="fabric",
@@ -80,9 +81,12 @@ def _unexpected(error: Exception) -> int:
 def init(
     folder: Annotated[Path, typer.Argument(help="Where to write the files.")] = Path("."),
     rows: Annotated[int, typer.Option(help="How many made-up people.", min=100, max=1_000_000)] = STARTER_PEOPLE,
+    topology: Annotated[
+        Topology, typer.Option(help="One cluster over all zones, or one per zone with a border between.")
+    ] = Topology.STRETCHED,
 ) -> None:
     """Write a first fabric.toml with made-up records, a recipe, a training and a sweep."""
-    names = write_starter(folder)
+    names = write_starter(folder, topology=topology)
     write_people(folder / PEOPLE, rows=rows, seed=7)
     typer.echo(f"Wrote {', '.join([*names, PEOPLE])} in {folder}. Next: cd {folder} && fabric up")
 

@@ -22,7 +22,7 @@ from fabric.errors import InvalidInput, Reason, nearest
 from fabric.labels import Classification, Labels
 from fabric.specs import Spec, parse
 from fabric.statements import PublicKey
-from fabric.zones import Zone, ZoneKind
+from fabric.zones import Topology, Zone, ZoneKind
 
 FILE_NAME = "fabric.toml"
 _RAYS_OWN = ("RAY_", "PYTHONUNBUFFERED")
@@ -55,10 +55,13 @@ class _RiskTable(Spec):
 class _LocalTable(Spec):
     gcs_port: Annotated[int, Field(ge=0, le=65535)] = 0
     dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    border_port: Annotated[int, Field(ge=0, le=65535)] = 0
+    outside_jobs_port: Annotated[int, Field(ge=0, le=65535)] = 0
 
 
 class _FabricTable(Spec):
     name: str
+    topology: Literal["stretched", "federated"] = "stretched"
     state: str = ".fabric"
     statement_days: Annotated[int, Field(ge=1, le=366)] = 30
     crossing_minutes: Annotated[int, Field(ge=1, le=43_200)] = 10_080
@@ -173,6 +176,8 @@ class Config:
         path: the file itself, absolute.
         state: folder of keys, evidence and models, absolute.
         limits: budgets and quotas.
+        border_port: of the border service, where every zone is a cluster of its own.
+        outside_jobs_port: of the jobs API of each cluster outside; with a port, each needs an address of its own.
     """
 
     path: Path
@@ -189,6 +194,9 @@ class Config:
     policy: PolicySettings = PolicySettings()
     prices: PriceSettings = field(default_factory=PriceSettings)
     limits: tuple[Limit, ...] = ()
+    topology: Topology = Topology.STRETCHED
+    border_port: int = 0
+    outside_jobs_port: int = 0
 
     @property
     def private(self) -> Zone:
@@ -332,6 +340,9 @@ def load_config(path: Path) -> Config:
         policy=_policy(raw.policy, folder),
         prices=price_settings(raw.prices, folder),
         limits=limits_of(raw.budgets, raw.quotas, zones),
+        topology=Topology(raw.fabric.topology),
+        border_port=raw.local.border_port,
+        outside_jobs_port=raw.local.outside_jobs_port,
     )
 
 

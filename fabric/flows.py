@@ -22,17 +22,10 @@ from pydantic import Field
 
 from fabric.errors import InvalidInput, Reason, nearest
 from fabric.specs import Spec, parse
-from fabric.zones import ZoneKind
+from fabric.zones import Topology, ZoneKind
 
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,40}\Z")
 _PORT = re.compile(r"([0-9]{1,5})(?:-([0-9]{1,5}))?\Z")
-
-
-class Topology(StrEnum):
-    """How many Ray clusters the zones make: one each, or one over all."""
-
-    FEDERATED = "federated"
-    STRETCHED = "stretched"
 
 
 class Peer(StrEnum):

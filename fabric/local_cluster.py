@@ -1,6 +1,8 @@
-"""A Ray cluster of several zones on one machine: start it, find it again, stop it.
+"""The zones of one machine as Ray nodes: start them, find them again, stop them.
 
-The private zone is the head node; every other zone is a node with no CPU, its own folder and a minimal environment.
+Stretched, the private zone is the head node and every other zone a node of its cluster. Federated (`Apart`), every zone
+is a cluster of its own, with a head, a token and a folder of its own, and between them runs the border service. Outside
+the private zone a node has no CPU and a minimal environment.
 All listen on the loopback interface only, unless a `Place` gives a node a network of its own, and behind a token. This
 shows where work lands and what leaves; it is one machine and one user, so it is no wall between the zones.
 
@@ -23,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
@@ -41,6 +44,8 @@ WATCH_EVERY_S = 0.5
 KILL_TIMEOUT_S = 20.0
 LOOKS_IN_VAIN = 2
 _STATE, _LOCK, _TOKEN, _KEPT = "cluster.json", "cluster.lock", "ray-token", "failed-start"
+BORDER = "border"
+"""What the border service is called beside the zones, in logs and listings."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,6 +54,8 @@ class Ports:
 
     gcs: int = 0
     dashboard: int = 0
+    outside_jobs: int = 0
+    """Of the dashboard and jobs API of each cluster outside."""
 
     def __post_init__(self) -> None:
         for purpose, port in asdict(self).items():
@@ -74,13 +81,34 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Apart:
+    """What makes every zone a cluster of its own.
+
+    Attributes:
+        border: makes the command of the border service, which runs where the private zone's head does, from the file
+            into which it writes its address, `host:port`, once it listens.
+        border_env: what it gets on top of the private node's environment.
+        given: files that each other zone's node gets, by zone and by name, in its folder `given_folder`.
+    """
+
+    border: Callable[[Path], Sequence[str]]
+    border_env: Mapping[str, str]
+    given: Mapping[str, Mapping[str, bytes]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Node:
-    """One zone's node: the process that holds it (`ray start --block`) and its folder; pid 0 before it starts."""
+    """One zone's node: the process that holds it (`ray start --block`) and its folder; pid 0 before it starts.
+
+    Attributes:
+        jobs_url: of its own cluster's jobs API, where it is the head of one; empty for a node of the private head's.
+    """
 
     zone: str
     temp: Path
     pid: int = 0
     address: str = LOOPBACK
+    jobs_url: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,7 +124,7 @@ class NodeStatus:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalCluster:
-    """One cluster, as its state file tells it: the first node is the head; without a dashboard it is still starting."""
+    """What runs, as the state file tells it: the first node is the private head; without a dashboard it is starting."""
 
     id: str
     state_dir: Path
@@ -105,11 +133,18 @@ class LocalCluster:
     gcs_address: str = ""
     dashboard_url: str = ""
     guarded: bool = False
+    federated: bool = False
+    border_pid: int = 0
+    border_address: str = ""
 
     @property
     def token_path(self) -> Path:
-        """Return the file that holds the cluster's token."""
+        """Return the file that holds the token of the private head's cluster."""
         return self.state_dir / _TOKEN
+
+    def outside_token_path(self, zone: str) -> Path:
+        """Return the file that holds the private side's copy of the token of a zone's own cluster."""
+        return self.state_dir / f"{_TOKEN}-{zone}"
 
     @property
     def private_temp(self) -> Path:
@@ -183,6 +218,7 @@ def start(
     tied_to_pid: int | None = None,
     places: Mapping[str, Place] = MappingProxyType({}),
     guarded: bool = False,
+    apart: Apart | None = None,
 ) -> LocalCluster:
     """Start one node per zone and return when all are registered and the dashboard answers.
 
@@ -196,7 +232,8 @@ def start(
         progress: told one line at each step; what it raises undoes the start.
         tied_to_pid: the cluster stops when this process dies; without it, the cluster outlives its starter.
         places: where nodes start that do not share the loopback interface, by zone name.
-        guarded: workers, and drivers that take `client_env`, start behind `fabric.guard`.
+        guarded: workers of the private head's cluster, and drivers that take `client_env`, start behind `fabric.guard`.
+        apart: every zone becomes a cluster of its own.
 
     Raises:
         ClusterUnavailable: `FABRIC_ALREADY_UP`, `PORT_TAKEN`, or `CLUSTER_FAILED` with the folder of the logs.
@@ -215,17 +252,20 @@ def start(
         _require_free(ports.gcs, "the GCS of Ray")
         _require_free(ports.dashboard, "the dashboard and the jobs API")
         # 2. Write down what is about to exist, so that it is cleaned up whatever happens; then make it exist.
-        cluster = replace(_planned(ordered, state_dir, places), guarded=guarded)
+        cluster = replace(_planned(ordered, state_dir, places), guarded=guarded, federated=apart is not None)
         try:
-            _prepare(cluster)
+            _prepare(cluster, apart)
             if tied_to_pid is not None:
                 _start_watcher(cluster, base_env, tied_to_pid)
             environments = _environments(cluster, base_env, private_env, public_env)
             launchers = [places.get(zone.name, Place()).launcher for zone in ordered]
-            cluster = _bring_up(cluster, ordered, environments, launchers, ports, progress)
-            # 3. Believe it when the dashboard lists every zone.
+            if apart is None:
+                cluster = _bring_up(cluster, ordered, environments, launchers, ports, progress)
+            else:
+                cluster = _bring_up_apart(cluster, ordered, environments, launchers, ports, progress, apart)
+            # 3. Believe it when every dashboard lists what it should.
             progress("waiting for the dashboard")
-            _await(cluster, cluster.nodes[0], lambda _: _listing(cluster), time.monotonic() + START_TIMEOUT_S)
+            _await_listings(cluster)
             _write(cluster)
             return cluster
         except BaseException as error:
@@ -263,12 +303,26 @@ def _temps(cluster_id: str, count: int) -> list[Path]:
     return [Path(f"/tmp/fz-{cluster_id[:8]}-{index}") for index in range(count)]  # noqa: S108
 
 
-def _prepare(cluster: LocalCluster) -> None:
+def _prepare(cluster: LocalCluster, apart: Apart | None) -> None:
     shutil.rmtree(cluster.state_dir / _KEPT, ignore_errors=True)
     _write(cluster)
     for node in cluster.nodes:
         node.temp.mkdir(mode=0o700)
     _write_private(cluster.token_path, secrets.token_hex(32))
+    if apart is None:
+        return
+    for node in cluster.nodes[1:]:
+        # A token and a copy of its own: nothing that a node outside is told names a path of the private side.
+        token = secrets.token_hex(32)
+        _write_private(cluster.outside_token_path(node.zone), token)
+        given_folder(node.temp).mkdir(mode=0o700)
+        for name, content in {**apart.given.get(node.zone, {}), _TOKEN: token.encode()}.items():
+            _write_private(given_folder(node.temp) / name, content.decode())
+
+
+def given_folder(temp: Path) -> Path:
+    """Return the folder, in a node's own, of the files that a node outside was given when it was started."""
+    return temp / "given"
 
 
 def _environments(
@@ -281,8 +335,22 @@ def _environments(
     guards = [_guard(cluster, node.zone) for node in cluster.nodes]
     head = cluster.private_temp
     address = cluster.nodes[0].address
+    inside = _ray_node.private_environment(base, private, {**settings, **guards[0]}, head, address)
+    if cluster.federated:
+        return [
+            inside,
+            *(
+                _ray_node.outside_environment(
+                    base,
+                    {**public.get(node.zone, {}), "FABRIC_GIVEN": str(given_folder(node.temp))},
+                    _ray_node.node_settings(cluster.id, given_folder(node.temp) / _TOKEN),
+                    node.temp,
+                )
+                for node in cluster.nodes[1:]
+            ),
+        ]
     return [
-        _ray_node.private_environment(base, private, {**settings, **guards[0]}, head, address),
+        inside,
         *(
             _ray_node.public_environment(base, public.get(node.zone, {}), {**settings, **guard}, node.temp, head)
             for node, guard in zip(cluster.nodes[1:], guards[1:], strict=True)
@@ -307,11 +375,9 @@ def _bring_up(
         node = cluster.nodes[index]
         if index:
             command = _ray_node.other_command(zone, node.temp, node.address, gcs_address=cluster.gcs_address)
-        node = replace(node, pid=_spawn([*launchers[index], *command], environments[index], node.temp))
-        cluster = replace(cluster, nodes=(*cluster.nodes[:index], node, *cluster.nodes[index + 1 :]))
-        _write(cluster)
+        cluster = _with_pid(cluster, index, _spawn([*launchers[index], *command], environments[index], node.temp))
         if not index:
-            port = _await(cluster, node, _ray_node.gcs_port, deadline)
+            port = _await(cluster, cluster.nodes[0], _ray_node.gcs_port, deadline)
             cluster = replace(cluster, gcs_address=f"{head}:{port}")
     for node in cluster.nodes:
         _await(cluster, node, _ray_node.registered, deadline)
@@ -319,19 +385,82 @@ def _bring_up(
     return replace(cluster, dashboard_url=_await(cluster, cluster.nodes[0], _ray_node.dashboard_url, deadline))
 
 
+def _bring_up_apart(
+    cluster: LocalCluster,
+    ordered: Sequence[Zone],
+    environments: Sequence[Mapping[str, str]],
+    launchers: Sequence[Sequence[str]],
+    ports: Ports,
+    progress: Callable[[str], None],
+    apart: Apart,
+) -> LocalCluster:
+    """Start the private head and the border service, then a head for every other zone, which is told the border."""
+    deadline = time.monotonic() + START_TIMEOUT_S
+    # 1. Inside: the head, and beside it the border.
+    progress(f"starting zone {ordered[0].name}")
+    head = cluster.nodes[0]
+    command = _ray_node.head_command(
+        ordered[0], head.temp, head.address, gcs_port=ports.gcs, dashboard_port=ports.dashboard
+    )
+    cluster = _with_pid(cluster, 0, _spawn([*launchers[0], *command], environments[0], head.temp))
+    progress("starting the border service")
+    border_env = {**environments[0], **apart.border_env}
+    ready = head.temp / "border.address"
+    pid = _spawn([*launchers[0], *apart.border(ready)], border_env, head.temp, output=_border_output(head.temp))
+    cluster = replace(cluster, border_pid=pid)
+    _write(cluster)
+    border = Node(zone=BORDER, temp=head.temp, pid=pid)
+    cluster = replace(cluster, border_address=_await(cluster, border, lambda _: _text_of(ready), deadline))
+    # 2. Outside: each zone's own head.
+    for index, zone in enumerate(ordered[1:], 1):
+        progress(f"starting zone {zone.name}")
+        node = cluster.nodes[index]
+        command = _ray_node.head_command(zone, node.temp, node.address, gcs_port=0, dashboard_port=ports.outside_jobs)
+        env = {**environments[index], "FABRIC_BORDER": cluster.border_address}
+        cluster = _with_pid(cluster, index, _spawn([*launchers[index], *command], env, node.temp))
+    # 3. All of them.
+    for index, node in enumerate(cluster.nodes):
+        _await(cluster, node, _ray_node.registered, deadline)
+        url = _await(cluster, node, _ray_node.dashboard_url, deadline)
+        if index:
+            nodes = (*cluster.nodes[:index], replace(node, jobs_url=url), *cluster.nodes[index + 1 :])
+            cluster = replace(cluster, nodes=nodes)
+        else:
+            port = _await(cluster, node, _ray_node.gcs_port, deadline)
+            cluster = replace(cluster, gcs_address=f"{node.address}:{port}", dashboard_url=url)
+        progress(f"zone {node.zone} is up")
+    return cluster
+
+
+def _with_pid(cluster: LocalCluster, index: int, pid: int) -> LocalCluster:
+    """Return the cluster with a node that was just started; the state file learns of it at once."""
+    node = replace(cluster.nodes[index], pid=pid)
+    cluster = replace(cluster, nodes=(*cluster.nodes[:index], node, *cluster.nodes[index + 1 :]))
+    _write(cluster)
+    return cluster
+
+
+def _border_output(temp: Path) -> Path:
+    return temp / "border.log"
+
+
+def _text_of(path: Path) -> str:
+    return path.read_text().strip() if path.exists() else ""
+
+
 def _start_watcher(cluster: LocalCluster, base_env: Mapping[str, str], pid: int) -> None:
     command = [sys.executable, "-m", __name__, "--watch", str(pid), cluster.id, str(cluster.state_dir)]
     _spawn(command, {**base_env, MARK: cluster.id}, cluster.private_temp)
 
 
-def _spawn(command: Sequence[str], env: Mapping[str, str], folder: Path) -> int:
-    with _ray_node.output_file(folder).open("ab") as output:
+def _spawn(command: Sequence[str], env: Mapping[str, str], folder: Path, output: Path | None = None) -> int:
+    with (output or _ray_node.output_file(folder)).open("ab") as told:
         process = subprocess.Popen(
             command,
             cwd=folder,
             env=dict(env),
             stdin=subprocess.DEVNULL,
-            stdout=output,
+            stdout=told,
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C in the terminal is for the caller, not for the cluster.
         )
@@ -347,18 +476,31 @@ def _await(cluster: LocalCluster, node: Node, look: Callable[[Path], str], deadl
         if late or child is None or not _lives(child):
             raise ClusterUnavailable(
                 Reason.CLUSTER_FAILED,
-                f"the node of zone {node.zone!r} {'did not start in time' if late else 'stopped while it started'}",
+                f"{_called(node)} {'did not start in time' if late else 'stopped while it started'}",
                 f"its logs are in {cluster.state_dir / _KEPT / node.zone}",
             )
         time.sleep(0.05)
     return seen
 
 
-def _listing(cluster: LocalCluster) -> str:
-    """Return the zones that the dashboard, asked with the token, lists as alive; "" unless it lists all of them."""
+def _called(node: Node) -> str:
+    return "the border service" if node.zone == BORDER else f"the node of zone {node.zone!r}"
+
+
+def _await_listings(cluster: LocalCluster) -> None:
+    deadline = time.monotonic() + START_TIMEOUT_S
+    head, *others = cluster.nodes
+    members = [head] if cluster.federated else cluster.nodes
+    _await(cluster, head, partial(_listing, cluster.dashboard_url, cluster.token_path, members), deadline)
+    for node in others if cluster.federated else ():
+        _await(cluster, node, partial(_listing, node.jobs_url, cluster.outside_token_path(node.zone), [node]), deadline)
+
+
+def _listing(url: str, token: Path, nodes: Sequence[Node], _: Path) -> str:
+    """Return the zones that a dashboard, asked with its token, lists as alive; "" unless it lists all of `nodes`."""
     request = urllib.request.Request(  # noqa: S310 - our own loopback address
-        f"{cluster.dashboard_url}/api/v0/nodes",
-        headers={"Authorization": f"Bearer {cluster.token_path.read_text()}"},
+        f"{url}/api/v0/nodes",
+        headers={"Authorization": f"Bearer {token.read_text()}"},
     )
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
@@ -367,7 +509,7 @@ def _listing(cluster: LocalCluster) -> str:
     except (OSError, HTTPException, ValueError, KeyError, TypeError):
         return ""
     alive = {node["labels"].get("zone") for node in listed if node["state"] == "ALIVE"}
-    return " ".join(sorted(alive)) if alive == {node.zone for node in cluster.nodes} else ""
+    return " ".join(sorted(alive)) if alive == {node.zone for node in nodes} else ""
 
 
 def _require_free(port: int, purpose: str) -> None:
@@ -389,6 +531,10 @@ def _keep_logs(cluster: LocalCluster) -> None:
             kept.mkdir(parents=True)
             shutil.copy(_ray_node.output_file(node.temp), kept)
             shutil.copytree(_ray_node.log_folder(node.temp), kept / "logs")
+    if cluster.federated:
+        with suppress(OSError, shutil.Error):
+            (cluster.state_dir / _KEPT / BORDER).mkdir(parents=True)
+            shutil.copy(_border_output(cluster.private_temp), cluster.state_dir / _KEPT / BORDER)
 
 
 # Find.
@@ -410,8 +556,12 @@ def running(state_dir: Path) -> LocalCluster | None:
 
 
 def status(cluster: LocalCluster) -> list[NodeStatus]:
-    """Return, for each zone's node, whether it lives, and how many processes and bytes of memory it takes."""
-    return [_status_of(cluster, node) for node in cluster.nodes]
+    """Return, for each zone's node, whether it lives, and how many processes and bytes of memory it takes.
+
+    Where the zones are apart, the border service comes last.
+    """
+    border = [Node(zone=BORDER, temp=cluster.private_temp, pid=cluster.border_pid)] if cluster.federated else []
+    return [_status_of(cluster, node) for node in [*cluster.nodes, *border]]
 
 
 def _status_of(cluster: LocalCluster, node: Node) -> NodeStatus:
@@ -475,7 +625,7 @@ def stop(state_dir: Path) -> bool:
 
 def _erase(cluster: LocalCluster) -> None:
     # 1. Ask the leaders of sessions, which are `ray start` and the drivers of jobs, to end what they began.
-    pids = {node.pid for node in cluster.nodes if node.pid}
+    pids = {pid for pid in [*(node.pid for node in cluster.nodes), cluster.border_pid] if pid}
     for process in _members(cluster):
         pids.add(process.pid)
         with suppress(psutil.Error, OSError):
@@ -506,7 +656,8 @@ def _erase(cluster: LocalCluster) -> None:
     # 3. Remove the files, the state last.
     for node in cluster.nodes:
         shutil.rmtree(node.temp, ignore_errors=True)
-    cluster.token_path.unlink(missing_ok=True)
+    for token in [cluster.token_path, *(cluster.outside_token_path(node.zone) for node in cluster.nodes)]:
+        token.unlink(missing_ok=True)
     (cluster.state_dir / _STATE).unlink(missing_ok=True)
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from fabric.config import Config, Environment
+from fabric.errors import InvalidInput, Reason
 from fabric.local_cluster import LocalCluster, Place, Ports, start
 from fabric.stores import Home
-from fabric.zones import ZoneKind
+from fabric.zones import Topology, ZoneKind
 
 
 def start_local(
@@ -30,6 +31,8 @@ def start_local(
         ClusterUnavailable: `FABRIC_ALREADY_UP`, `PORT_TAKEN`, `CLUSTER_FAILED`.
         FabricError: `EVIDENCE_UNWRITABLE`.
     """
+    if config.topology is Topology.FEDERATED:
+        raise InvalidInput(Reason.CONFIG_INVALID, "fabric.topology federated cannot be started yet", "use stretched")
     home = Home.open(config.state)
     trusted = home.signing_key().public.to_text()
     for zone in config.zones.values():

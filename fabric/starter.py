@@ -5,18 +5,21 @@ from __future__ import annotations
 from importlib import resources
 from pathlib import Path
 
+from fabric.config import FILE_NAME
 from fabric.errors import InvalidInput, Reason
+from fabric.zones import Topology
 
 PEOPLE = "people.csv"
 
 
-def write_starter(folder: Path) -> list[str]:
+def write_starter(folder: Path, *, topology: Topology = Topology.STRETCHED) -> list[str]:
     """Write the starter's files into `folder` and return their names.
 
     Raises:
         InvalidInput: `FILE_EXISTS`: one of them, or the records, is there already; nothing was written.
     """
     files = {item.name: item.read_bytes() for item in (resources.files("fabric") / "starter_files").iterdir()}
+    files[FILE_NAME] = files[FILE_NAME].replace(b'topology = "stretched"', f'topology = "{topology.value}"'.encode())
     taken = [name for name in (*files, PEOPLE) if (folder / name).exists()]
     if taken:
         raise InvalidInput(

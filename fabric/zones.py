@@ -26,6 +26,13 @@ class ZoneKind(StrEnum):
     EDGE = "edge"
 
 
+class Topology(StrEnum):
+    """How the zones hang together: one Ray cluster stretched over them, or a cluster per zone and a border between."""
+
+    STRETCHED = "stretched"
+    FEDERATED = "federated"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Zone:
     """One zone, as `fabric.toml` declares it.

@@ -12,8 +12,9 @@ from fabric.constants import CapsuleLimits, Constants
 from fabric.errors import FabricError, InvalidInput, Reason, RemoteFailure
 from fabric.parameters import unfit as unfit_in
 from fabric.results import decode, encode
-from fabric.specs import ModelSpec, SweepSpec, TrainingSpec, parse
-from fabric.sweeping import _outcomes, _rank
+from fabric.searching import outcomes
+from fabric.specs import SweepSpec, parse
+from fabric.sweeping import rank
 from sanitize.inspection import Inspector
 
 
@@ -99,11 +100,10 @@ class _Tuned:
 
 
 def test_a_trial_that_diverged_does_not_take_the_others_with_it():
-    trials = [TrainingSpec(model=ModelSpec(hidden=[n + 1])) for n in range(3)]
-    ranked = sorted(_outcomes(trials, [_Tuned(0, math.nan), _Tuned(1, 0.3), _Tuned(2, 0.2)]), key=lambda o: _rank(o[0]))
-    assert [trial.number for trial, _ in ranked] == [2, 1, 0]
-    assert ranked[-1][0].validation is None
-    assert ranked[-1][1] is None
+    ranked = sorted(outcomes([_Tuned(0, math.nan), _Tuned(1, 0.3), _Tuned(2, 0.2)]), key=rank)
+    assert [trial.number for trial in ranked] == [2, 1, 0]
+    assert ranked[-1].validation is None
+    assert ranked[-1].folder is None
 
 
 def test_a_sweep_whose_trials_want_several_workers_is_refused():

@@ -1,0 +1,156 @@
+"""One attempt of work in one zone: its words, and the journal by which whoever waits for it follows it.
+
+An attempt runs in the Ray cluster of the process that starts it: the private driver's in a stretched cluster, the
+zone's own where every zone is a cluster of its own. What runs is the same code, so that both give the same model.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from fabric.artifacts import digest
+from fabric.capsule import open_capsule
+from fabric.crossing import Admitted
+from fabric.errors import FabricError, Reason, RemoteFailure
+from fabric.learning import Epoch, Network
+from fabric.placement import Placement
+
+Progress = Callable[[Epoch], None]
+ASK_EVERY_S = 0.5
+"""How often a training that may be moved is asked whether it should leave."""
+
+
+class Left(Exception):
+    """An attempt ended at a checkpoint because the training was asked to leave its zone. No failure."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Room:
+    """How many workers an attempt has, and what each asks Ray for."""
+
+    workers: int
+    use_gpu: bool
+    resources: Mapping[str, float]
+    selector: Mapping[str, str]
+
+    @classmethod
+    def of(cls, placement: Placement) -> Room:
+        """Return the room of a placement."""
+        return cls(
+            workers=placement.workers,
+            use_gpu=placement.use_gpu,
+            resources=dict(placement.resources_per_worker),
+            selector=dict(placement.label_selector),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What rank 0 reported with a checkpoint, as the controller wrote it down.
+
+    Attributes:
+        folder: of the checkpoint.
+        files: the digest of each of its files.
+    """
+
+    epoch: Epoch
+    folder: str
+    files: Mapping[str, str]
+
+    @classmethod
+    def of(cls, line: str) -> Report:
+        """Read a line of the journal."""
+        raw = json.loads(line)
+        epoch = Epoch(epoch=int(raw["epoch"]), training=raw["training"], validation=raw["validation"])
+        return cls(epoch=epoch, folder=str(raw["folder"]), files=dict(raw["files"]))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How one trial ended: its last validation loss and the folder of its last checkpoint; None where it failed."""
+
+    number: int
+    validation: float | None
+    folder: Path | None
+
+
+def admitted_network(admitted: Admitted) -> Network | None:
+    """Return the user's network that crossed with the matrix, or None for the built-in one."""
+    return open_capsule(admitted.capsule, digest(admitted.capsule)) if admitted.capsule else None
+
+
+def reraise(error: BaseException) -> NoReturn:
+    """Raise what a worker's error may say outside its zone: our own errors whole, of others the class's name only.
+
+    Raises:
+        FabricError: the error itself, or `REMOTE_FAILED`.
+    """
+    if isinstance(error, FabricError):
+        raise error from None
+    raise RemoteFailure(
+        Reason.REMOTE_FAILED,
+        f"the work in the other zone failed with {type(error).__name__}",
+        "its message stays there, because messages carry data",
+    ) from None
+
+
+# The journal: a file of lines that a callback of Ray's writes, and a thread follows.
+
+
+def lines_of(journal: Path) -> list[str]:
+    """Return the lines that were written so far."""
+    return journal.read_text().splitlines() if journal.exists() else []
+
+
+@contextmanager
+def followed(journal: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Call `tell` with each line of the journal while the block runs, and remove it afterwards."""
+    done = threading.Event()
+
+    def follow() -> None:
+        seen = 0
+        while True:
+            last = done.wait(0.2)
+            lines = lines_of(journal)
+            for line in lines[seen:]:
+                tell(line)
+            seen = len(lines)
+            if last:
+                return
+
+    follower = threading.Thread(target=follow, daemon=True)
+    follower.start()
+    try:
+        yield
+    finally:
+        done.set()
+        follower.join()
+        journal.unlink(missing_ok=True)
+
+
+@contextmanager
+def flagged(flag: Path, asked: Callable[[], bool]) -> Iterator[None]:
+    """Put a flag down once `asked` says yes while the block runs, and remove it afterwards; no answer is a no."""
+    done = threading.Event()
+
+    def ask() -> None:
+        while not done.wait(ASK_EVERY_S):
+            with suppress(FabricError):
+                if asked():
+                    flag.touch(mode=0o600)
+                    return
+
+    asker = threading.Thread(target=ask, daemon=True)
+    asker.start()
+    try:
+        yield
+    finally:
+        done.set()
+        asker.join()
+        flag.unlink(missing_ok=True)
