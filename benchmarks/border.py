@@ -81,10 +81,10 @@ class TimedCarrier:
     inner: Any
     clock: Clock
 
-    def carry(self, cargo: Any, grant: Any) -> Any:
+    def carry(self, cargo: Any, grant: Any, receipt: Any) -> Any:
         """Carry, and keep the time."""
         with self.clock.time("put"):
-            return self.inner.carry(cargo, grant)
+            return self.inner.carry(cargo, grant, receipt)
 
 
 START = """

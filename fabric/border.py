@@ -125,7 +125,7 @@ class Border:
         receipt = self._record(crossing_id, cargo, errand, decisions, grant)
         # 4. Move.
         try:
-            ticket = carrier.carry(cargo, grant)
+            ticket = carrier.carry(cargo, grant, receipt)
         except BaseException as error:
             self.ledger.conclude(receipt, "failed", {"error": type(error).__name__})
             raise

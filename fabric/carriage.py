@@ -15,6 +15,7 @@ import ray
 from fabric.config import Environment
 from fabric.crossing import Admitted, Cargo, Parcel, Ticket, admit
 from fabric.statements import Signed
+from fabric.verification import Receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class ObjectTicket:
 class ObjectStoreCarrier:
     """Puts a cargo into the object store of the private node; workers pull it when they collect."""
 
-    def carry(self, cargo: Cargo, grant: Signed) -> ObjectTicket:
+    def carry(self, cargo: Cargo, grant: Signed, receipt: Receipt) -> ObjectTicket:
         """Put every byte string and return the ticket."""
         capsule = cargo.capsule.payload if cargo.capsule else b""
         papers = (grant.envelope, cargo.matrix.signed.envelope, capsule, cargo.parameters)

@@ -91,6 +91,21 @@ class _EvidenceTable(Spec):
     witness_behind_minutes: Annotated[int, Field(ge=0, le=43_200)] = 15
 
 
+class _BorderTable(Spec):
+    host: str = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535)] = 0
+    advertise: str = ""
+    token_minutes: Annotated[int, Field(ge=1, le=15)] = 15
+    certificate_hours: Annotated[int, Field(ge=1, le=168)] = 24
+    streams: Annotated[int, Field(ge=1, le=256)] = 32
+    streams_per_crossing: Annotated[int, Field(ge=1, le=256)] = 16
+    connections: Annotated[int, Field(ge=1, le=4096)] = 256
+    fetches: Annotated[int, Field(ge=1, le=100_000)] = 256
+    return_mib: Annotated[int, Field(ge=1, le=1_048_576)] = 16_384
+    stall_seconds: Annotated[int, Field(ge=5, le=600)] = 60
+    memory_mib: Annotated[int, Field(ge=512, le=65_536)] = 4_096
+
+
 class _File(Spec):
     fabric: _FabricTable
     policy: Annotated[_PolicyTable, Field(default_factory=_PolicyTable)]
@@ -102,6 +117,7 @@ class _File(Spec):
     prices: PricesTable = PricesTable()
     budgets: Annotated[list[BudgetTable], Field(default_factory=list)]
     quotas: Annotated[list[QuotaTable], Field(default_factory=list)]
+    border: _BorderTable = _BorderTable()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -169,6 +185,34 @@ class EvidenceTerms:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class BorderTerms:
+    """Where the border service listens, and what it allows.
+
+    Attributes:
+        port: 0 takes any free one.
+        advertise: the host under which other zones reach it; empty if that is `host`.
+        streams: calls at once of all crossings; `streams_per_crossing` those of one.
+        fetches: how many times over one crossing may be fetched: by its workers, and again after failures.
+        return_mib: of what one crossing returned, how much may lie in the inbox.
+        stall_seconds: a call that does not move for so long is ended.
+        memory_mib: of the service's process; past it the process ends and is started again.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 0
+    advertise: str = ""
+    token_minutes: int = 15
+    certificate_hours: int = 24
+    streams: int = 32
+    streams_per_crossing: int = 16
+    connections: int = 256
+    fetches: int = 256
+    return_mib: int = 16_384
+    stall_seconds: int = 60
+    memory_mib: int = 4_096
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Config:
     """All of `fabric.toml`, checked.
 
@@ -197,6 +241,7 @@ class Config:
     topology: Topology = Topology.STRETCHED
     border_port: int = 0
     outside_jobs_port: int = 0
+    border: BorderTerms = BorderTerms()
 
     @property
     def private(self) -> Zone:
@@ -343,6 +388,7 @@ def load_config(path: Path) -> Config:
         topology=Topology(raw.fabric.topology),
         border_port=raw.local.border_port,
         outside_jobs_port=raw.local.outside_jobs_port,
+        border=BorderTerms(**raw.border.model_dump()),
     )
 
 

@@ -18,12 +18,16 @@ from fabric.artifacts import chunk_name, digest, is_chunk_name
 from fabric.errors import Reason, StatementInvalid
 from fabric.matrix import MATRIX_TYPE, SealedMatrix, check_chunk, columns_of, open_table
 from fabric.statements import PublicKey, Signed, verify
+from fabric.verification import Receipt
 
 GRANT_TYPE = "urn:zonefabric:statement:crossing:v1"
 CAPSULE_TYPE = "urn:zonefabric:statement:capsule:v1"
 CHECKPOINT_TYPE = "urn:zonefabric:statement:checkpoint:v1"
 CAPSULE = "capsule"
 PARAMETERS = "parameters"
+GRANT, STATEMENT, BESIDE, LISTING = "grant", "statement", "checkpoint/", "listing"
+"""Names of what travels beside the subjects of a grant, where each byte string is asked for by name. A file of a
+checkpoint stands behind the third; the last one lists the others."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,8 +104,12 @@ class Ticket(Protocol):
 class Carrier(Protocol):
     """Moves a cargo to another zone. It is only ever called by the border, after the record."""
 
-    def carry(self, cargo: Cargo, grant: Signed) -> Ticket:
-        """Make the cargo available to the workers that hold the ticket."""
+    def carry(self, cargo: Cargo, grant: Signed, receipt: Receipt) -> Ticket:
+        """Make the cargo available to the workers that hold the ticket.
+
+        Args:
+            receipt: of the intent in the ledger; who carries over an open line must show it.
+        """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -279,6 +279,20 @@ class Ledger:
             "cosignatures": cosignatures,
         }
 
+    def record(self, receipt: Receipt) -> bytes:
+        """Return the record that a receipt is of, so that both can be shown to whoever must believe them.
+
+        Raises:
+            FabricError: `EVIDENCE_INVALID` if the log has no such record, `EVIDENCE_UNWRITABLE`.
+        """
+        with self._store.transaction(write=False):
+            found = self._store.find([receipt.id]).get(receipt.id, b"")
+        if digest(found) != receipt.digest:
+            raise EvidenceInvalid(
+                Reason.EVIDENCE_INVALID, "the log has no such record", "`fabric evidence` lists their ids"
+            )
+        return found
+
     def receipt_file(self, record_id: str) -> dict[str, Any]:
         """Return a receipt that stands alone: the record, its proof, a checkpoint (a witnessed one if there is).
 

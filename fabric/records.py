@@ -152,7 +152,7 @@ ACTIONS: Mapping[str, Mapping[str, Kind]] = {
     "job": _WORK,
     "submit": _WORK,
     "return": _MODEL,
-    REFUSAL: _WORK,
+    REFUSAL: {**_WORK, "omitted": _count},
     "approval": {"request": _digest, "role": _token, "until": _token},
     "gate": {**_STAGE, "gate": _token, "passed": _flag},
     "promotion": _STAGE,

@@ -76,6 +76,24 @@ class Home:
         """Return the file of the map from values to random surrogates."""
         return self.path / "surrogates.sqlite"
 
+    @property
+    def border(self) -> Path:
+        """Return the folder of the border service: its keys, what it offers, what was returned to it."""
+        return self.path / "border"
+
+    def border_folder(self, name: str) -> Path:
+        """Return a folder of the border service, made if need be.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        self._make(self.border / name)
+        return self.border / name
+
+    def token_key(self) -> SigningKey:
+        """Return the key that signs the border's tokens, made on first use; it signs nothing else."""
+        return SigningKey.from_seed(self._secret("token.key"))
+
     def keep_matrix(self, folder: Path, name: str) -> Path:
         """Move a folder of sealed parts to where matrices are kept, and return where it is now.
 
@@ -140,19 +158,27 @@ class Home:
             part.unlink(missing_ok=True)
             raise _unwritable(path) from None
 
+    def write_once(self, path: Path, content: bytes) -> None:
+        """Write a file of mode 0600 if it is not there; who comes second changes nothing.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        part = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        self.write(part, content)
+        try:
+            os.link(part, path)
+        except FileExistsError:
+            pass  # another process made it first; its is the one
+        except OSError:
+            raise _unwritable(path) from None
+        finally:
+            part.unlink(missing_ok=True)
+
     def _secret(self, name: str) -> bytes:
         path = self.keys / name
         if not path.exists():
-            part = self.keys / f".{name}.{secrets.token_hex(4)}"
-            self.write(part, secrets.token_bytes(32))
-            try:
-                os.link(part, path)
-            except FileExistsError:
-                pass  # another process made it first; its key is the key
-            except OSError:
-                raise _unwritable(path) from None
-            finally:
-                part.unlink(missing_ok=True)
+            self.write_once(path, secrets.token_bytes(32))
         secret = path.read_bytes()
         if len(secret) != 32:
             raise FabricError(

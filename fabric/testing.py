@@ -15,6 +15,7 @@ from fabric.crossing import GRANT_TYPE, Cargo, Carrier, Parcel, Ticket
 from fabric.ledger import Ledger
 from fabric.matrix import MATRIX_TYPE, SealedMatrix
 from fabric.statements import Signed, SigningKey, Statement, sign, timestamp
+from fabric.verification import Receipt
 from sanitize.sealing import seal
 
 OPEN_LABELS: dict[str, object] = {
@@ -64,7 +65,7 @@ class MemoryCarrier:
     carried: list[MemoryTicket] = field(default_factory=list)
     fails: Exception | None = None
 
-    def carry(self, cargo: Cargo, grant: Signed) -> MemoryTicket:
+    def carry(self, cargo: Cargo, grant: Signed, receipt: Receipt) -> MemoryTicket:
         """Keep the cargo and return a ticket on it."""
         if self.fails is not None:
             raise self.fails
@@ -101,13 +102,13 @@ class UnsafeBorder:
             FabricError: `EVIDENCE_UNWRITABLE`: without a record not even this moves anything.
         """
         subjects = {chunk_name(index): digest(content) for index, content in enumerate(contents)}
-        self.ledger.observe("unsafe-border", {"to_zone": to_zone, "checked": "nothing", "subjects": subjects})
+        receipt = self.ledger.observe("unsafe-border", {"to_zone": to_zone, "checked": "nothing", "subjects": subjects})
         until = {"expires_at": timestamp(self.clock())}
         matrix, grant = (
             sign(Statement(subjects=subjects, predicate_type=kind, predicate=until), self._key)
             for kind in (MATRIX_TYPE, GRANT_TYPE)
         )
-        return carrier.carry(Cargo(matrix=SealedMatrix(tuple(contents), matrix)), grant)
+        return carrier.carry(Cargo(matrix=SealedMatrix(tuple(contents), matrix)), grant, receipt)
 
 
 def sealed_matrix(

@@ -203,9 +203,9 @@ def test_the_intent_stands_before_the_carrier_is_called_and_the_outcome_after(bo
     seen = []
 
     class Watching(MemoryCarrier):
-        def carry(self, cargo, grant):
+        def carry(self, cargo, grant, receipt):
             seen.extend(record["phase"] for record in records(border))
-            return super().carry(cargo, grant)
+            return super().carry(cargo, grant, receipt)
 
     border.export(Cargo(matrix=MATRIX), ERRAND, Watching())
     assert seen == ["intent"]
@@ -309,7 +309,7 @@ def test_code_smuggled_beside_a_crossing_that_carries_none_is_not_admitted(borde
 def test_no_changed_byte_is_admitted(part, position, change):
     carrier = MemoryCarrier()
     border = _border_without_ledger()
-    ticket = carrier.carry(Cargo(matrix=MATRIX), border._grant("c" * 32, Cargo(matrix=MATRIX), ERRAND))
+    ticket = carrier.carry(Cargo(matrix=MATRIX), border._grant("c" * 32, Cargo(matrix=MATRIX), ERRAND), None)
     parcel = ticket.collect([0, 1, 2])
     fields = [parcel.chunks[0], parcel.chunks[2], parcel.parameters, parcel.statement]
     mutated = bytearray(fields[part])

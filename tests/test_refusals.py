@@ -257,8 +257,8 @@ def rows(table):
 class Altering(ObjectStoreCarrier):
     def __init__(self, how):
         self.how = how
-    def carry(self, cargo, grant):
-        ticket = super().carry(cargo, grant)
+    def carry(self, cargo, grant, receipt):
+        ticket = super().carry(cargo, grant, receipt)
         chunk = bytearray(cargo.matrix.chunks[0])
         chunk[len(chunk) // 2] ^= 1
         grant, statement, capsule, parameters = ray.get(ticket.papers)

@@ -208,12 +208,12 @@ class LocalLab:
         lab = self
 
         class Own(MemoryCarrier):
-            def carry(self, cargo: Cargo, grant: Any) -> Any:
+            def carry(self, cargo: Cargo, grant: Any, receipt: Any) -> Any:
                 before()
                 if seen is not None:
                     seen.append(cargo)
                 lab.carried += [grant.envelope, cargo.matrix.signed.envelope, cargo.parameters, *cargo.matrix.chunks]
-                return super().carry(cargo, grant)
+                return super().carry(cargo, grant, receipt)
 
         self.border.export(cargo, ERRAND, Own())
 
