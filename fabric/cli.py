@@ -14,9 +14,11 @@ from typing import Annotated, Any
 import typer
 
 from fabric.config import Config, Environment, find_config, load_config
+from fabric.cost_commands import cost
 from fabric.doctor_commands import doctor
 from fabric.errors import FabricError, Reason
 from fabric.evidence_commands import evidence_app, verify, witness_app
+from fabric.gpu_commands import gpus
 from fabric.local_cluster import LocalCluster, client_env, running, status, stop
 from fabric.people import write_people
 from fabric.policy_commands import approve_command, plan, policy_app
@@ -44,6 +46,8 @@ app.command("plan")(plan)
 app.command("approve")(approve_command)
 app.command("xray")(show_xray)
 app.command("doctor")(doctor)
+app.command("cost")(cost)
+app.command("gpus")(gpus)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
