@@ -18,6 +18,7 @@ from pydantic import Field
 
 from fabric.budget_tables import BudgetTable, PriceSettings, PricesTable, QuotaTable, limits_of, price_settings
 from fabric.budgets import Limit
+from fabric.dispatch_rules import DispatchTable, Rules
 from fabric.errors import InvalidInput, Reason, nearest
 from fabric.labels import Classification, Labels
 from fabric.specs import Spec, parse
@@ -117,6 +118,7 @@ class _File(Spec):
     prices: PricesTable = PricesTable()
     budgets: Annotated[list[BudgetTable], Field(default_factory=list)]
     quotas: Annotated[list[QuotaTable], Field(default_factory=list)]
+    dispatch: Annotated[DispatchTable, Field(default_factory=DispatchTable)]
     border: _BorderTable = _BorderTable()
 
 
@@ -220,6 +222,7 @@ class Config:
         path: the file itself, absolute.
         state: folder of keys, evidence and models, absolute.
         limits: budgets and quotas.
+        dispatch: when work leaves, what is kept, and the answer to each failure.
         border_port: of the border service, where every zone is a cluster of its own.
         outside_jobs_port: of the jobs API of each cluster outside; with a port, each needs an address of its own.
     """
@@ -238,6 +241,7 @@ class Config:
     policy: PolicySettings = PolicySettings()
     prices: PriceSettings = field(default_factory=PriceSettings)
     limits: tuple[Limit, ...] = ()
+    dispatch: Rules = field(default_factory=Rules)
     topology: Topology = Topology.STRETCHED
     border_port: int = 0
     outside_jobs_port: int = 0
@@ -385,6 +389,7 @@ def load_config(path: Path) -> Config:
         policy=_policy(raw.policy, folder),
         prices=price_settings(raw.prices, folder),
         limits=limits_of(raw.budgets, raw.quotas, zones),
+        dispatch=raw.dispatch.rules(),
         topology=Topology(raw.fabric.topology),
         border_port=raw.local.border_port,
         outside_jobs_port=raw.local.outside_jobs_port,

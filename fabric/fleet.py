@@ -182,6 +182,11 @@ class Pool:
         return f"{self.zone}/{self.gpu_model}" if self.gpu_model else self.zone
 
     @property
+    def counts_cpus(self) -> bool:
+        """Say whether CPUs are counted: not where machines are rented by the GPU and bring their own."""
+        return self.cpus_total > 0 or self.gpus_total == 0
+
+    @property
     def inside(self) -> bool:
         """Say whether it is the organisation's own."""
         return self.kind is ZoneKind.PRIVATE
@@ -397,14 +402,25 @@ class Start:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Obstacle:
+    """Why one pool does not take a job now: reason, until when (None if nobody can say), and numbers."""
+
+    pool: str
+    reason: Reason
+    until_s: float | None = None
+    numbers: tuple[tuple[str, int], ...] = ()
+    rules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Hold:
-    """Keep waiting: why, until when at the earliest (None if nobody can say), and the numbers behind it."""
+    """Keep waiting: why, until when at the earliest (None if nobody can say), and what stands in each pool's way."""
 
     job: str
     reason: Reason
     until_s: float | None = None
     numbers: tuple[tuple[str, int], ...] = ()
-    zones: tuple[tuple[str, str], ...] = ()
+    obstacles: tuple[Obstacle, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -472,7 +488,7 @@ def check_need(need: Need, pools: Iterable[Pool]) -> None:
         for pool in known
         if need.gpu_model in ("", pool.gpu_model)
         and pool.gpus_total >= least * need.gpus
-        and pool.cpus_total >= least * need.cpus
+        and (not pool.counts_cpus or pool.cpus_total >= least * need.cpus)
     ]
     if not fits:
         most = max((pool.gpus_total for pool in known if need.gpu_model in ("", pool.gpu_model)), default=0)

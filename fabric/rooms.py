@@ -1,0 +1,138 @@
+"""Rooms: one pool as the decision keeps it. What is held in it and until when, and what waits for it."""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from dataclasses import dataclass
+from itertools import islice
+
+from fabric.fleet import Health, Pool
+from fabric.lines import Line
+
+_OVERRUN_S = 60.0
+"""When a job that has outlived its estimate is thought to end, and thought again."""
+_WALKED = 256
+_UNCOUNTED = 1 << 40
+
+
+@dataclass(frozen=True, slots=True)
+class Shadow:
+    """The reservation of the job at the head: when enough is free, and what is free beside it then."""
+
+    at_s: float
+    gpus: int
+    cpus: int
+
+
+class Room:
+    """A pool, what the queue's own jobs hold of it, and its line. Mutable; one owner."""
+
+    __slots__ = (
+        "calm_since_s",
+        "cpus_held",
+        "gpus_held",
+        "line",
+        "name",
+        "pool",
+        "running",
+        "usual",
+    )
+
+    def __init__(self, pool: Pool) -> None:
+        """Start with nothing held."""
+        self.name = pool.name
+        self.pool = pool
+        self.gpus_held = 0
+        self.cpus_held = 0
+        self.running: list[tuple[float, str, int, int]] = []
+        self.line = Line(
+            in_gpus=pool.gpus_total > 0, origin_s=pool.observed_s if math.isfinite(pool.observed_s) else 0.0
+        )
+        self.calm_since_s = math.inf
+        self.usual: dict[bool, tuple[int | None, float]] = {True: (pool.spot, math.inf), False: (pool.price, math.inf)}
+
+    @property
+    def free_gpus(self) -> int:
+        """Return the GPUs that nobody holds; negative when capacity went away under running work."""
+        return self.pool.gpus_total - self.pool.gpus_taken - self.gpus_held
+
+    @property
+    def free_cpus(self) -> int:
+        """Return the same of CPUs."""
+        if not self.pool.counts_cpus:
+            return _UNCOUNTED
+        return self.pool.cpus_total - self.pool.cpus_taken - self.cpus_held
+
+    def fits(self, gpus: int, cpus: int) -> bool:
+        """Say whether so much is free."""
+        return gpus <= self.free_gpus and cpus <= self.free_cpus
+
+    def hold(self, job: str, gpus: int, cpus: int, until_s: float) -> None:
+        """Count what a job takes, until it is thought to end."""
+        self.gpus_held += gpus
+        self.cpus_held += cpus
+        insort(self.running, (until_s, job, gpus, cpus))
+
+    def free(self, job: str, gpus: int, cpus: int, until_s: float) -> None:
+        """Count what a job gives back; it was held until `until_s`."""
+        self.gpus_held -= gpus
+        self.cpus_held -= cpus
+        self.running.remove((until_s, job, gpus, cpus))
+
+    def health(self, now_s: float, stale_s: float) -> Health:
+        """Return what is known of the pool now; what was seen too long ago, or is yet to be seen, is unknown."""
+        if not 0.0 <= now_s - self.pool.observed_s <= stale_s and self.pool.observed_s != math.inf:
+            return Health.UNKNOWN
+        return self.pool.health
+
+    def see(self, pool: Pool, jump: float, settles_s: float) -> None:
+        """Take in the pool as observed; a price that jumped becomes the usual one when it has held for so long."""
+        self.pool = pool
+        at_s = pool.observed_s if pool.priced_s is None else pool.priced_s
+        for spot, price in ((True, pool.spot), (False, pool.price)):
+            usual, since_s = self.usual[spot]
+            if price is None:
+                continue
+            if usual is None or price <= usual * (1 + jump) or at_s - since_s >= settles_s:
+                self.usual[spot] = (price, math.inf)
+            elif since_s == math.inf:
+                self.usual[spot] = (usual, at_s)
+
+    def price(self, *, spot: bool) -> tuple[int | None, int | None]:
+        """Return the price that applies and the usual one."""
+        as_spot = spot and self.pool.spot is not None
+        return (self.pool.spot if as_spot else self.pool.price), self.usual[as_spot][0]
+
+    def shadow(self, gpus: int, cpus: int, now_s: float) -> Shadow | None:
+        """Return when so much will be free, by what running jobs are thought to end; None if never."""
+        free_gpus, free_cpus = self.free_gpus, self.free_cpus
+        if gpus <= free_gpus and cpus <= free_cpus:
+            return Shadow(now_s, free_gpus - gpus, free_cpus - cpus)
+        for end_s, _, held_gpus, held_cpus in self.running:
+            free_gpus += held_gpus
+            free_cpus += held_cpus
+            if gpus <= free_gpus and cpus <= free_cpus:
+                return Shadow(max(end_s, now_s + _OVERRUN_S), free_gpus - gpus, free_cpus - cpus)
+        return None
+
+    def expected_wait_s(self, gpus: int, cpus: int, rank: float, now_s: float) -> float:
+        """Return how long a job of this rank is thought to wait: until what is ahead of it has had its turn.
+
+        The GPU-seconds that running jobs give back are filled with the work ahead first; an estimate, since what fits
+        beside what is not known before. Infinite if the pool can never hold it.
+        """
+        line = self.line
+        need, free = (gpus, self.free_gpus) if self.pool.gpus_total else (cpus, self.free_cpus)
+        ahead = line.work.ahead(rank)
+        served, at_s = 0.0, now_s
+        for end_s, _, held_gpus, held_cpus in islice(self.running, _WALKED):
+            end_s = max(end_s, now_s + _OVERRUN_S)
+            if free >= need and free > 0 and served + free * (end_s - at_s) >= ahead:
+                return at_s + max(0.0, ahead - served) / free - now_s
+            served += max(0, free) * (end_s - at_s)
+            at_s = end_s
+            free += held_gpus if self.pool.gpus_total else held_cpus
+        if need > free or free <= 0:
+            return math.inf if len(self.running) <= _WALKED else at_s - now_s
+        return at_s + max(0.0, ahead - served) / free - now_s
