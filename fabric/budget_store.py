@@ -137,20 +137,14 @@ class BudgetStore:
         _check(reservation_id, job_id, order, at)
         with self._database.transaction(write=True):
             # 1. Once under this id.
-            made = self._database.run(_NEW, id=reservation_id, job=job_id, at=_stamp(at), **_columns(order))[0]
-            found = self._found(reservation_id)
-            if found.job != job_id:
-                raise InvalidInput(
-                    Reason.RESERVATION_REUSED, "the reservation's id is another job's", "use an id of its own"
-                )
-            if not made:
-                return found
+            if not self._database.run(_NEW, id=reservation_id, job=job_id, at=_stamp(at), **_columns(order))[0]:
+                return self._again(reservation_id, job_id)
             # 2. In time's order.
             self._check_clock(at)
             # 3. From every limit, or from none: what is raised undoes the whole.
             for limit, asked in concerned(self._limits, order):
                 self._take(reservation_id, limit, asked, at)
-            return found
+        return Reservation(id=reservation_id, job=job_id, state=State.HELD, order=order, at=_stamp(at) / 1e6)
 
     def settle(self, reservation_id: str, actual_micros: int, at: float, *, usage: Usage | None = None) -> Reservation:
         """State what was spent, and give back the rest; the first settlement counts.
@@ -204,12 +198,23 @@ class BudgetStore:
         """Close the database; closing twice is the same as once."""
         self._database.close()
 
+    def _again(self, reservation_id: str, job_id: str) -> Reservation:
+        found = self._found(reservation_id)
+        if found.job != job_id:
+            raise InvalidInput(
+                Reason.RESERVATION_REUSED, "the reservation's id is another job's", "use an id of its own"
+            )
+        return found
+
     def _take(self, reservation_id: str, limit: Limit, asked: int, at: float) -> None:
         window = limit.window(at)
         meter = {"name": limit.name, "unit": limit.unit.value, "starts": window.start_s}
-        self._database.run(_METER, **meter)
-        if not self._database.run(_TAKE, **meter, asked=asked, allowed=limit.amount)[0]:
-            raise refusal(self._read(limit, window), asked)
+        take = {**meter, "asked": asked, "allowed": limit.amount}
+        if not self._database.run(_TAKE, **take)[0]:
+            # There is no room, or no meter yet in this period.
+            self._database.run(_METER, **meter)
+            if not self._database.run(_TAKE, **take)[0]:
+                raise refusal(self._read(limit, window), asked)
         self._database.run(_HOLD, id=reservation_id, asked=asked, **meter)
 
     def _end(self, reservation_id: str, state: State, at: float, spent: int, usage: Usage | None) -> Reservation:
@@ -224,14 +229,16 @@ class BudgetStore:
         with self._database.transaction(write=True):
             # The update says what the reservation was before: what is read first may be old by then.
             if self._database.run(_END, **row, before=State.HELD.value)[0]:
-                self._give(reservation_id, spent, usage, was_held=True)
+                self._give(reservation_id, spent, usage, was_held=True, is_settled=state is State.SETTLED)
             elif state is State.SETTLED and self._database.run(_END, **row, before=State.RELEASED.value)[0]:
-                self._give(reservation_id, spent, usage, was_held=False)
+                self._give(reservation_id, spent, usage, was_held=False, is_settled=True)
             return self._found(reservation_id)
 
-    def _give(self, reservation_id: str, spent: int, usage: Usage | None, *, was_held: bool) -> None:
+    def _give(self, reservation_id: str, spent: int, usage: Usage | None, *, was_held: bool, is_settled: bool) -> None:
         for name, unit, starts, amount in self._database.run(_HOLDS, id=reservation_id)[1]:
-            used = {Unit.MICROS: spent, Unit.GPUS: 0, Unit.GPU_SECONDS: usage.gpu_seconds if usage else 0}[Unit(unit)]
+            # Without a word on what was used, all that was reserved counts as used.
+            seconds = usage.gpu_seconds if usage else amount
+            used = {Unit.MICROS: spent, Unit.GPUS: 0, Unit.GPU_SECONDS: seconds if is_settled else 0}[Unit(unit)]
             self._database.run(_GIVE, name=name, unit=unit, starts=starts, held=amount if was_held else 0, used=used)
 
     def _read(self, limit: Limit, window: Window) -> Balance:

@@ -42,14 +42,17 @@ class Spending:
             justification_key: keyed digest of why the money is spent (`Home.keyed`).
 
         Raises:
-            Refused: `JUSTIFICATION_MISSING`: it would cost, and nobody has said why.
+            Refused: `JUSTIFICATION_MISSING`: it would cost or run outside, and nobody has said why.
             SpendingRefused: `BUDGET_UNKNOWN`, `BUDGET_SPENT` or `QUOTA_EXCEEDED`.
             FabricError: as `BudgetStore.reserve` and `Ledger.intend`; what is reserved by then stays, to be asked
                 for again or released.
         """
-        if order.amount_micros and not justification_key:
+        rented = order.terms is not None and not order.terms.owned
+        if (order.amount_micros or rented) and not justification_key:
             raise Refused(
-                Reason.JUSTIFICATION_MISSING, "work that costs money has no justification", "say why in justification"
+                Reason.JUSTIFICATION_MISSING,
+                "work that costs money or runs on rented hardware has no justification",
+                "say why in justification",
             )
         made = self.store.reserve(reservation_id, job_id, order, at)
         if made.state is State.HELD:

@@ -85,7 +85,7 @@ def added_up(
                 continue
             reserved += asked if one.state is State.HELD else 0
             if one.state is State.SETTLED and asked:
-                used = one.usage.gpu_seconds if one.usage else 0
+                used = one.usage.gpu_seconds if one.usage else asked
                 spent += {Unit.MICROS: one.spent_micros or 0, Unit.GPUS: 0, Unit.GPU_SECONDS: used}[limit.unit]
         found[limit.name] = (reserved, spent)
     return found

@@ -6,6 +6,8 @@ import math
 import pickle
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,7 @@ from spenders import AT, KEYED, LIMITS, WORK, added_up, books, budgets, killed, 
 
 from fabric.budget_store import DATABASE_NAME, BudgetStore, State
 from fabric.budgets import Limit, Period, SpendingRefused, Unit, WhenSpent
-from fabric.charges import Usage
+from fabric.charges import Terms, Usage
 from fabric.errors import FabricError, InvalidInput, Reason
 from fabric.fleet import Scope
 from fabric.ledger import Ledger
@@ -219,8 +221,33 @@ def recorded_spending(ledger: Ledger) -> int:
 def test_spending_without_a_justification_is_refused_before_anything_is_reserved(where: str):
     money = spending(where)
     refused(lambda: money.reserve("r", "j", order(1), AT), Reason.JUSTIFICATION_MISSING)
+    rented = Terms(zone="public", currency="EUR", gpu_hour=0, list_gpu_hour=0)
+    for_nothing = replace(order(0), terms=rented)
+    refused(lambda: money.reserve("r", "j", for_nothing, AT), Reason.JUSTIFICATION_MISSING)
     assert money.store.find("r") is None
-    money.reserve("free", "j", order(0), AT)
+    money.reserve("inside", "j", replace(order(0), terms=replace(rented, owned=True)), AT)
+
+
+def test_a_settlement_that_does_not_say_what_was_used_counts_all_that_was_reserved(money: BudgetStore):
+    money.reserve("r", "j", order(10, gpu_seconds=500), AT)
+    money.settle("r", 3, AT)
+    assert books(money)["hours"] == (0, 500)
+    money.reserve("s", "j", order(10, gpu_seconds=500), AT)
+    money.release("s", AT)
+    assert books(money)["hours"] == (0, 500)
+
+
+def test_a_settlement_and_a_release_that_race_give_back_once(where: str):
+    first, second = budgets(where), budgets(where)
+    for number in range(20):
+        name = f"r-{number}"
+        first.reserve(name, "j", order(10, gpus=1), AT)
+        with ThreadPoolExecutor(2) as pool:
+            done = [pool.submit(first.settle, name, 4, AT), pool.submit(second.release, name, AT)]
+            for one in done:
+                one.result()
+    assert books(first)["all"] == (0, 80)
+    assert books(first) == added_up(first.reservations(), LIMITS)
 
 
 def test_the_records_of_spending_verify_whatever_order_it_ended_in(where: str):

@@ -24,7 +24,9 @@ def test_importing_it_imports_neither_ray_nor_torch_nor_presidio(module):
     assert loaded_by(f"import {module}") == set()
 
 
-@pytest.mark.parametrize("command", ["--help", "status", "evidence", "up --help", "verify --help", "doctor --help"])
+@pytest.mark.parametrize(
+    "command", ["--help", "status", "evidence", "up --help", "verify --help", "doctor --help", "gpus", "cost"]
+)
 def test_a_command_that_needs_no_cluster_imports_none_of_them(tmp_path, command):
     subprocess.run([Path(sys.executable).parent / "fabric", "init", "--rows", "100"], cwd=tmp_path, check=True)
     code = f"import sys; sys.argv = ['fabric', *{command.split()!r}]\nfrom fabric.cli import main\n"
