@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fabric.clusters_commands import clusters_app
 from fabric.config import Config, Environment, find_config, load_config
 from fabric.cost_commands import cost
 from fabric.doctor_commands import doctor
@@ -42,6 +43,7 @@ app.add_typer(evidence_app, name="evidence")
 app.add_typer(witness_app, name="witness")
 app.command("verify")(verify)
 app.add_typer(policy_app, name="policy")
+app.add_typer(clusters_app, name="clusters")
 app.command("plan")(plan)
 app.command("approve")(approve_command)
 app.command("xray")(show_xray)

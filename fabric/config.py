@@ -18,6 +18,7 @@ from pydantic import Field
 
 from fabric.budget_tables import BudgetTable, PriceSettings, PricesTable, QuotaTable, limits_of, price_settings
 from fabric.budgets import Limit
+from fabric.cluster_terms import ClustersTable, ClusterTerms, read_terms
 from fabric.dispatch_rules import DispatchTable, Rules
 from fabric.errors import InvalidInput, Reason, nearest
 from fabric.labels import Classification, Labels
@@ -120,6 +121,7 @@ class _File(Spec):
     quotas: Annotated[list[QuotaTable], Field(default_factory=list)]
     dispatch: Annotated[DispatchTable, Field(default_factory=DispatchTable)]
     border: _BorderTable = _BorderTable()
+    clusters: ClustersTable | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -246,6 +248,7 @@ class Config:
     border_port: int = 0
     outside_jobs_port: int = 0
     border: BorderTerms = BorderTerms()
+    clusters: ClusterTerms | None = None
 
     @property
     def private(self) -> Zone:
@@ -394,6 +397,7 @@ def load_config(path: Path) -> Config:
         border_port=raw.local.border_port,
         outside_jobs_port=raw.local.outside_jobs_port,
         border=BorderTerms(**raw.border.model_dump()),
+        clusters=read_terms(raw.clusters),
     )
 
 
