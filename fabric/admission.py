@@ -48,10 +48,10 @@ class Gate:
     audit: tuple[tuple[str, str], ...] = ()
 
 
-def gates(zones: Iterable[Zone], operator: str) -> tuple[Gate, ...]:
-    """Return every gate of a fabric with these zones; `operator` is the account of KubeRay's operator."""
+def gates(zones: Iterable[Zone], operator: str, image: str) -> tuple[Gate, ...]:
+    """Return every gate of a fabric with these zones, KubeRay's operator under this account, and this image of Ray."""
     declared = sorted(zones, key=lambda zone: zone.name)
-    return (_jobs(declared), _work(declared, operator), _clusters(declared), _pods(declared, operator))
+    return (_jobs(declared), _work(declared, operator), _clusters(declared, image), _pods(declared, operator))
 
 
 def _jobs(zones: Sequence[Zone]) -> Gate:
@@ -104,13 +104,14 @@ def _work(zones: Sequence[Zone], operator: str) -> Gate:
     )
 
 
-def _clusters(zones: Sequence[Zone]) -> Gate:
+def _clusters(zones: Sequence[Zone], image: str) -> Gate:
     return Gate(
         name="fabric-clusters",
         matches=(("ray.io", ("rayclusters",)),),
         variables=(
             *_place_variables(zones),
             _STRETCHED,
+            ("image", quoted_account(image)),
             ("workers", "has(object.spec.workerGroupSpecs) ? object.spec.workerGroupSpecs : []"),
         ),
         checks=CLUSTER_RULES,

@@ -16,8 +16,9 @@ JOB_RULES = (
     _refuses(
         "job.pinned",
         "has(object.spec.entrypointResources) && "
-        "object.spec.entrypointResources.matches('\"zone_' + variables.home + '\" *: *[0-9]*[.]?[0-9]*[1-9]')",
-        "the driver is not pinned to this zone; set entrypointResources to a pinch of the zone's resource",
+        "object.spec.entrypointResources.matches('^ *[{] *\"zone_' + variables.home + "
+        "'\" *: *[0-9]*[.]?[0-9]*[1-9][0-9]* *[}] *$')",
+        "the driver is not pinned to this zone; set entrypointResources to a pinch of the zone's resource alone",
         Reason.DRIVER_OUTSIDE,
     ),
     _refuses(
@@ -51,6 +52,11 @@ _ZONED = (
     'has({g}.labels) && has({g}.resources) && "zone" in {g}.labels && (\'zone_\' + {g}.labels["zone"]) in {g}.resources'
     " && {g}.resources.all(r, !r.startsWith('zone_') || r == 'zone_' + {g}.labels[\"zone\"])"
 )
+_PLAIN = (
+    "!has({g}.template.spec.initContainers) && {g}.template.spec.containers.size() == 1 && "
+    "{g}.template.spec.containers.all(c, !has(c.command) && !has(c.args) && !has(c.lifecycle))"
+)
+_IMAGE = "{g}.template.spec.containers.all(c, has(c.image) && c.image == variables.image)"
 _STARTED = "!has({g}.rayStartParams) || !{g}.rayStartParams.exists(k, k in [{words}])"
 _WORDS = '"num-cpus", "num-gpus", "memory", "resources", "labels", "head", "address", "redis-password"'
 
@@ -105,6 +111,18 @@ CLUSTER_RULES = (
         _STARTED.format(g=_HEAD, words=_WORDS),
         _STARTED.format(g="g", words=_WORDS),
         "rayStartParams would override the group's zone, labels or resources; use the group's own fields",
+    ),
+    _group(
+        "cluster.plain",
+        _PLAIN.format(g=_HEAD),
+        _PLAIN.format(g="g"),
+        "a group has more than its Ray container, or runs something before Ray; code comes as jobs",
+    ),
+    _group(
+        "cluster.image",
+        _IMAGE.format(g=_HEAD),
+        _IMAGE.format(g="g"),
+        "a group runs another image than [clusters] of fabric.toml declares",
     ),
     _refuses(
         "cluster.head",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from fabric.errors import Reason
+from fabric.errors import InvalidInput, Reason
 
 DOMAIN = "zonefabric.io"
 """Prefix of every Kubernetes label and annotation of ours."""
-_PLAIN = re.compile(r"[A-Za-z0-9 ._/-]*\Z")
+_PLAIN = re.compile(r"[A-Za-z0-9@ ._/-]*\Z")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,14 +33,20 @@ class Check:
 
 
 def quoted(text: str) -> str:
-    """Return a plain word as a CEL string; anything that would need escaping is a mistake of ours."""
+    """Return a plain word as a CEL string.
+
+    Raises:
+        InvalidInput: `CONFIG_INVALID` for what would need escaping: it could say something else in CEL.
+    """
     if not _PLAIN.match(text):
-        raise ValueError(f"{text!r} is no plain word")
+        raise InvalidInput(
+            Reason.CONFIG_INVALID, f"{text!r} cannot stand in an admission policy", "use letters, digits, '.', '_', '-'"
+        )
     return f'"{text}"'
 
 
 def quoted_account(account: str) -> str:
-    """Return the name of a service account, which has colons, as a CEL string."""
+    """Return what has colons, a service account or an image, as a CEL string."""
     return '"' + ":".join(quoted(part)[1:-1] for part in account.split(":")) + '"'
 
 

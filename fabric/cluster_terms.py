@@ -19,6 +19,7 @@ from fabric.flows import Peer
 from fabric.specs import Spec
 
 DIGEST = re.compile(r"[a-z0-9][a-z0-9.:/_-]*@sha256:[0-9a-f]{64}\Z")
+_NAMESPACE = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\Z")
 _HOST = re.compile(r"rediss?://[a-z0-9.-]+:[0-9]{2,5}\Z")
 FAR = {"private": "the border service as the public zone sees it", "public": "the Jobs API as the private zone sees it"}
 """Parties of another Kubernetes cluster that need an address."""
@@ -75,6 +76,9 @@ class ClusterTerms:
                 )
         if self.redis and not _HOST.match(self.redis):
             raise _wrong("redis is no address", "such as rediss://redis.example:6380; its password is a secret's")
+        for name in ("monitoring_namespace", "operator_namespace"):
+            if not _NAMESPACE.match(getattr(self, name)):
+                raise _wrong(f"{name} is no name of a namespace", "use lower-case letters, digits and '-'")
         known = {*FAR, *(peer.value for peer in Peer if peer not in IN_CLUSTER)}
         for name, network in self.addresses.items():
             if name not in known:

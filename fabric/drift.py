@@ -93,8 +93,6 @@ _DEFAULTS: Mapping[str, tuple[Any, ...]] = {
     "terminationMessagePolicy": ("File",),
     "matchPolicy": ("Equivalent",),
     "scope": ("*",),
-    "objectSelector": ({},),
-    "namespaceSelector": ({},),
     "progressDeadlineSeconds": (600,),
     "revisionHistoryLimit": (10,),
     "sessionAffinity": ("None",),
@@ -111,6 +109,10 @@ _ASSIGNED = {
     "Namespace": ("finalizers",),
     "RayCluster": ("scaleStrategy",),
 }
+_ANY_OBJECT = (
+    "objectSelector",
+    "namespaceSelector",
+)  # {} in an admission policy; of a network policy it opens everything
 _FOREIGN_ANNOTATION = re.compile(
     r"(kubectl\.kubernetes\.io|deployment\.kubernetes\.io|argocd\.argoproj\.io|kustomize\.toolkit\.fluxcd\.io|"
     r"pv\.kubernetes\.io|volume\.kubernetes\.io)/"
@@ -188,15 +190,18 @@ def _is_theirs(kind: str, path: str, name: str, value: Any) -> bool:
         return _FOREIGN_LABEL.match(name) is not None
     if kind == "Namespace" and path == "" and name == "spec":
         return set(value or {}) <= {"finalizers"}
+    if kind.startswith("ValidatingAdmissionPolicy") and name in _ANY_OBJECT:
+        return bool(value == {})
     return any(type(value) is type(default) and value == default for default in _DEFAULTS.get(name, ()))
 
 
 # What is there beside what is declared.
 
 _MADE_BY_CONTROLLERS = frozenset({
-    "Pod", "ReplicaSet", "Endpoints", "EndpointSlice", "Event", "Lease", "ControllerRevision", "Role", "RoleBinding",
-    "ConfigMap", "Certificate", "Issuer", "CertificateRequest", "Workload", "RayJob",
+    "Pod", "Endpoints", "EndpointSlice", "Event", "Lease", "ControllerRevision", "ConfigMap", "Certificate", "Issuer",
+    "CertificateRequest", "Workload", "RayJob",
 })  # fmt: skip
+_MADE_FOR_AN_OWNER = frozenset({"Service", "Secret", "PersistentVolumeClaim", "Role", "RoleBinding", "ReplicaSet"})
 
 
 def _beside(key: tuple[str, str, str], document: Document, namespaces: set[str]) -> list[Drift]:
@@ -207,9 +212,8 @@ def _beside(key: tuple[str, str, str], document: Document, namespaces: set[str])
         return _pod(key, document)
     if namespace not in namespaces or kind in _MADE_BY_CONTROLLERS or (kind, name) == ("ServiceAccount", "default"):
         return []
-    if kind in ("Service", "Secret", "PersistentVolumeClaim") and (document.get("metadata") or {}).get(
-        "ownerReferences"
-    ):
+    owned = bool((document.get("metadata") or {}).get("ownerReferences"))
+    if owned and kind in _MADE_FOR_AN_OWNER and (document.get("spec") or {}).get("type", "ClusterIP") == "ClusterIP":
         return []
     return [_drift(key, "", "is not declared", "remove it, or declare what it is for in fabric.toml")]
 

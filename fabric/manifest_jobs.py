@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -117,7 +118,7 @@ def _service(terms: ClusterTerms, port: Port) -> dict[str, Any]:
 def job_files(config: Config, dump: Callable[[list[Any]], str]) -> dict[str, str]:
     """Return a RayJob of each kind for each of the records, as templates: applying one starts a run."""
     files = {
-        f"jobs/{name}-{records}.yaml": dump([_job(config, config.records[records], name, table, workload)])
+        f"jobs/{_name(name, records)}.yaml": dump([_job(config, config.records[records], name, table, workload)])
         for records in sorted(config.records)
         for name, table, workload in _KINDS
     }
@@ -140,7 +141,7 @@ def _job(config: Config, records: RecordsSource, name: str, table: str, workload
         "apiVersion": "ray.io/v1",
         "kind": "RayJob",
         "metadata": {
-            "name": f"{name}-{records.name}".replace("_", "-").lower()[:47],
+            "name": _name(name, records.name),
             "labels": {"app.kubernetes.io/part-of": "zonefabric", f"{DOMAIN}/zone": target.name},
             "annotations": annotations,
         },
@@ -154,6 +155,10 @@ def _job(config: Config, records: RecordsSource, name: str, table: str, workload
             "activeDeadlineSeconds": _DAY_S,
         },
     }
+
+
+def _name(kind: str, records: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", f"{kind}-{records}".lower())[:47].strip("-")
 
 
 def _target(config: Config, records: RecordsSource) -> Zone:

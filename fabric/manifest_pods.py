@@ -7,6 +7,7 @@ image by digest, requests equal to limits, a node of its own zone. Ray's ports a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -89,7 +90,7 @@ def on_nodes_of(zone: Zone, *, gpu: bool = False, spot: bool = False) -> dict[st
     elif zone.kind is not ZoneKind.PRIVATE:
         selector[f"{DOMAIN}/capacity"] = "on-demand"
     if gpu:
-        model = zone.gpu_model
+        model = re.sub(r"[^A-Za-z0-9._-]+", "-", zone.gpu_model).strip("-._")
         selector.update({f"{DOMAIN}/gpu-model": model} if model else {})
         tolerations.append({"key": "nvidia.com/gpu", "operator": "Exists", "effect": "NoSchedule"})
     return {"nodeSelector": selector, "tolerations": tolerations}

@@ -300,7 +300,7 @@ def _edge(zone: Zone, terms: ClusterTerms) -> Files:
 
 
 def _admission(zones: Sequence[Zone], terms: ClusterTerms) -> Files:
-    gates = admission.gates(zones, operator_account(terms))
+    gates = admission.gates(zones, operator_account(terms), terms.image)
     return {
         "admission/policies.yaml": dump(admission.documents(gates)),
         "admission/kustomization.yaml": kustomization(["policies.yaml"]),

@@ -115,6 +115,7 @@ def container_with(path, value=...):
     return pod_with(["spec", "containers", 0, *path], value)
 
 
+RAY = ["spec", "workerGroupSpecs", 0, "template", "spec", "containers", 0]
 HEAD, GROUP = ["spec", "headGroupSpec"], ["spec", "workerGroupSpecs", 0]
 RETARGETED = job(metadata_of={"labels": {"zonefabric.io/zone": "publik"}})
 
@@ -156,6 +157,8 @@ BAD = [
     ("fabric-jobs", "job.pinned", "private", job(entrypointResources=None)),
     ("fabric-jobs", "job.pinned", "private", job(entrypointResources='{"zone_private": 0}')),
     ("fabric-jobs", "job.pinned", "private", job(entrypointResources='{"zone_public": 0.001}')),
+    ("fabric-jobs", "job.pinned", "private", job(entrypointResources='{"zone_private": 1, "zone_private": 0}')),
+    ("fabric-jobs", "job.pinned", "private", job(entrypointResources='{"zone_private": 0.001, "zone_public": 1}')),
     ("fabric-jobs", "job.carries", "private", job(runtimeEnvYAML="working_dir: /srv/records")),
     ("fabric-jobs", "job.cluster", "private", job(clusterSelector={"ray.io/cluster": "mine"})),
     ("fabric-jobs", "job.cluster", "private", job(rayClusterSpec={})),
@@ -224,6 +227,10 @@ BAD = [
         "stretched",
         changed(STRETCHED, ["spec", "workerGroupSpecs", 1, "resources", "memory"]),
     ),
+    ("fabric-clusters", "cluster.plain", "public", changed(CLUSTER, [*RAY, "command"], ["python", "-c", "1"])),
+    ("fabric-clusters", "cluster.plain", "public", changed(CLUSTER, [*RAY, "lifecycle"], {})),
+    ("fabric-clusters", "cluster.plain", "public", changed(CLUSTER, [*RAY[:-2], "initContainers"], [])),
+    ("fabric-clusters", "cluster.image", "public", changed(CLUSTER, [*RAY, "image"], "x@sha256:" + "0" * 64)),
     # Pods.
     ("fabric-pods", "pod.shape", "private", pod(containers=[])),
     ("fabric-pods", "pod.zone", "private", pod(root="overlays/public", group="public")),

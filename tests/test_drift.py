@@ -187,6 +187,28 @@ def test_each_weakening_is_named_with_its_field_and_a_fix(documents, change, pat
     assert found[0].to_json()["code"] == Reason.MANIFEST_DRIFT.value
 
 
+def test_what_only_claims_to_belong_to_a_controller_is_named():
+    owner = {"ownerReferences": [{"kind": "RayCluster", "name": "fabric"}]}
+    where = {"namespace": "fabric-private", "name": "x"}
+    for kind, meta, spec, ours in (
+        ("Service", owner, {"type": "LoadBalancer"}, False),
+        ("Service", owner, {"type": "ClusterIP"}, True),
+        ("RoleBinding", {}, {}, False),
+        ("RoleBinding", owner, {}, True),
+        ("ReplicaSet", {}, {}, False),
+        ("DaemonSet", owner, {}, False),
+    ):
+        found = compare(PRIVATE, [*PRIVATE, {"kind": kind, "metadata": {**where, **meta}, "spec": spec}])
+        assert (found == ()) is ours, kind
+
+
+def test_a_network_policy_that_lets_in_every_namespace_is_no_default():
+    def widen(all_, _):
+        all_["NetworkPolicy", "flow-private-ray-in"]["spec"]["ingress"][0]["from"][0]["namespaceSelector"] = {}
+
+    assert [each.path for each in drifts_of(PRIVATE, widen)] == ["spec.ingress[0].from[0].namespaceSelector"]
+
+
 def test_what_is_found_is_never_shown_because_it_may_be_anything():
     found = drifts_of(PRIVATE, lambda a, _: CONTAINER(a)["env"].append({"name": "TOKEN", "value": "s3cret-value"}))
     found += drifts_of(PRIVATE, lambda a, _: CONTAINER(a).update(image="s3cret-value"))

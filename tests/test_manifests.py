@@ -51,6 +51,8 @@ ALL = [pytest.param(name, id=name) for name in RENDERINGS]
         ("[clusters]", '[clusters.addresses]\ndns = "10.0.0.1/32"\n[clusters]', "unknown party"),
         ("[zones.cloud]", "[border]\nport = 9999\n[zones.cloud]", "flows table opens 8815"),
         ("[zones.cloud]", "[zones.stretched]", "overlay's name"),
+        ('jurisdiction = "DE"\nslots', "jurisdiction = 'D\"E'\nslots", "cannot stand in an admission policy"),
+        ("[clusters]", '[clusters]\nmonitoring_namespace = "Mon itoring"', "no name of a namespace"),
     ],
 )
 def test_what_cannot_be_rendered_safely_is_refused(tmp_path, old, new, says):
