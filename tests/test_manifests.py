@@ -423,7 +423,7 @@ def test_the_same_configuration_gives_the_same_bytes_whatever_the_order_of_its_t
 
 def test_the_folder_that_is_checked_in_is_what_render_writes_for_the_starter():
     there = {p.relative_to(ROOT / "clusters").as_posix(): p.read_text() for p in (ROOT / "clusters").rglob("*.yaml")}
-    assert there == starter_files()
+    assert there == starter_files(), "fabric init STARTER && fabric clusters render --config STARTER --out clusters"
 
 
 def test_no_file_of_the_manifests_is_a_copy_of_another():
