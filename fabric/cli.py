@@ -20,9 +20,11 @@ from fabric.doctor_commands import doctor
 from fabric.errors import FabricError, Reason
 from fabric.evidence_commands import evidence_app, verify, witness_app
 from fabric.gpu_commands import gpus
+from fabric.job_store import open_queue
 from fabric.local_cluster import LocalCluster, client_env, running, status, stop
 from fabric.people import write_people
 from fabric.policy_commands import approve_command, plan, policy_app
+from fabric.queue_commands import cancel_command, queue_command, start_dispatcher, submit_command, top_command
 from fabric.recipe_commands import recipe_app
 from fabric.starter import PEOPLE, write_starter
 from fabric.stores import Home
@@ -50,6 +52,10 @@ app.command("xray")(show_xray)
 app.command("doctor")(doctor)
 app.command("cost")(cost)
 app.command("gpus")(gpus)
+app.command("submit")(submit_command)
+app.command("queue")(queue_command)
+app.command("top")(top_command)
+app.command("cancel")(cancel_command)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -104,6 +110,10 @@ def up(config: ConfigOption = None) -> None:
 
     loaded, environment = _config(config)
     cluster = start_local(loaded, environment, progress=lambda line: typer.echo(f"  {line}", err=True))
+    if loaded.dispatches:
+        typer.echo("  starting the dispatcher", err=True)
+        store = open_queue(loaded, Home.open(loaded.state))
+        start_dispatcher(loaded, environment, store, anew=True)
     _print_joining(cluster, loaded)
 
 

@@ -225,6 +225,7 @@ class Config:
         state: folder of keys, evidence and models, absolute.
         limits: budgets and quotas.
         dispatch: when work leaves, what is kept, and the answer to each failure.
+        dispatches: whether the file has a `[dispatch]`, so that a dispatcher is started.
         border_port: of the border service, where every zone is a cluster of its own.
         outside_jobs_port: of the jobs API of each cluster outside; with a port, each needs an address of its own.
     """
@@ -244,6 +245,7 @@ class Config:
     prices: PriceSettings = field(default_factory=PriceSettings)
     limits: tuple[Limit, ...] = ()
     dispatch: Rules = field(default_factory=Rules)
+    dispatches: bool = False
     topology: Topology = Topology.STRETCHED
     border_port: int = 0
     outside_jobs_port: int = 0
@@ -393,6 +395,7 @@ def load_config(path: Path) -> Config:
         prices=price_settings(raw.prices, folder),
         limits=limits_of(raw.budgets, raw.quotas, zones),
         dispatch=raw.dispatch.rules(),
+        dispatches="dispatch" in raw.model_fields_set,
         topology=Topology(raw.fabric.topology),
         border_port=raw.local.border_port,
         outside_jobs_port=raw.local.outside_jobs_port,

@@ -152,11 +152,12 @@ def schema(
 ) -> None:
     """Print the SQL by which a PostgreSQL administrator makes the tables; the role may insert and select only.
 
-    Of the budgets' tables it may also update the columns in which a reservation goes on.
+    Of the budgets' and the queue's tables it may also update the columns in which a reservation or a job goes on.
     """
-    from fabric import postgres_budgets, postgres_store  # noqa: PLC0415 - only this needs SQLAlchemy
+    from fabric import postgres_budgets, postgres_jobs, postgres_store  # noqa: PLC0415 - only this needs SQLAlchemy
 
-    typer.echo(postgres_store.schema_sql(role) + postgres_budgets.schema_sql(role), nl=False)
+    parts = (postgres_store, postgres_budgets, postgres_jobs)
+    typer.echo("".join(part.schema_sql(role) for part in parts), nl=False)
 
 
 @evidence_app.command()

@@ -70,7 +70,7 @@ def homecomers(room: Room, books: Books, now_s: float) -> list[Holding]:
             or not books.could_hold(job, room)
         ):
             continue
-        saved = price * holding.gpus * (left_s - rules.startup_s - rules.checkpoint_s) / HOUR_S
+        saved = price * (holding.gpus or holding.cpus) * (left_s - rules.startup_s - rules.checkpoint_s) / HOUR_S
         if saved > 0:
             candidates.append((-saved, job.id, holding))
     found = []

@@ -37,7 +37,7 @@ from fabric.learning import (
 from fabric.recording import new_id, now
 from fabric.session import Session
 from fabric.specs import TrainingSpec
-from fabric.statements import Statement, sign, timestamp
+from fabric.statements import MAX_ENVELOPE_BYTES, Statement, sign, timestamp, verify
 from fabric.stores import read_bounded
 
 MODEL_TYPE = "urn:zonefabric:statement:model:v1"
@@ -140,6 +140,39 @@ def admit_model(
         session.ledger.conclude(receipt, "failed", {"code": type(error).__name__})
         raise
     return Model(id=model_id, digest=weights, path=kept, history=tuple(history), network=model)
+
+
+def trial_of(session: Session, model_id: str) -> int:
+    """Return which trial of its sweep a kept model is.
+
+    Raises:
+        InvalidInput: `RESULT_REFUSED` if it is not there.
+    """
+    folder = session.home.models / model_id
+    envelope = read_bounded(folder, {STATEMENT_FILE: MAX_ENVELOPE_BYTES}, root=session.home.models)[STATEMENT_FILE]
+    signed = verify(envelope, trusted=session.trusted, predicate_type=MODEL_TYPE, now=None)
+    return int(signed.statement.predicate.get("trial", 0))
+
+
+def kept_model(session: Session, model_id: str, spec: TrainingSpec, layout: Layout) -> Model:
+    """Return a model of the built-in network that was admitted before.
+
+    Raises:
+        InvalidInput: `RESULT_REFUSED` if it is not there or not what was signed.
+    """
+    folder = session.home.models / model_id
+    files = read_bounded(folder, FILE_LIMITS, root=session.home.models)
+    envelope = read_bounded(folder, {STATEMENT_FILE: MAX_ENVELOPE_BYTES}, root=session.home.models)[STATEMENT_FILE]
+    statement = verify(envelope, trusted=session.trusted, predicate_type=MODEL_TYPE, now=None).statement
+    if any(statement.subjects.get(name) != digest(files[name]) for name in statement.subjects):
+        raise InvalidInput(Reason.RESULT_REFUSED, "the kept model is not what was signed", "train again")
+    return Model(
+        id=model_id,
+        digest=digest(files[MODEL_FILE]),
+        path=folder,
+        history=tuple(read_history(files[STATE_FILE])),
+        network=load_model(files[MODEL_FILE], spec, layout),
+    )
 
 
 def admit_checkpoint(

@@ -29,14 +29,18 @@ from fabric.egress import EgressPlan, plan_of
 from fabric.errors import ClusterUnavailable, FabricError, InvalidInput, Reason, nearest
 from fabric.evidence import Evidence
 from fabric.explain import Explanation
+from fabric.job_store import Row, open_queue
 from fabric.joining import Joined
+from fabric.judgement import AUTO, matrix_name
 from fabric.labels import Labels
-from fabric.learning import Epoch, Quality, evaluate
+from fabric.learning import Epoch, Layout, Quality, evaluate
 from fabric.matrix import CHUNK_ROWS, MATRIX_TYPE, STATEMENT, SealedMatrix
-from fabric.quarantine import Model
+from fabric.quarantine import Model, kept_model, trial_of
+from fabric.queued import QueuedJob
 from fabric.recording import now
 from fabric.session import Session
-from fabric.specs import SweepSpec, TrainingSpec
+from fabric.specs import QueueSpec, SweepSpec, TrainingSpec
+from fabric.submission import submit, wish_of_file, wish_of_matrix
 from fabric.xray import XRay
 from sanitize import actor, risk, worker
 from sanitize.inspection import Inspector
@@ -291,6 +295,79 @@ class Fabric:
         self.session.ledger.conclude(receipt, "done", body)
         return matrix
 
+    def matrix(self, name: str) -> Matrix:
+        """Return a matrix that was sealed before, by the name of its folder.
+
+        Raises:
+            StatementInvalid: it is not there, or not what was signed.
+        """
+        folder, trusted = self.session.home.matrices / name, self.session.trusted
+        sealed = SealedMatrix.load(folder / TRAIN, trusted=trusted)
+        held = SealedMatrix.load(folder / HELD_BACK, trusted=trusted) if (folder / HELD_BACK).is_dir() else None
+        return Matrix(sealed, held, Labels.from_json(sealed.predicate["labels"]), {}, ())
+
+    def submit(
+        self,
+        work: str | Path | Matrix,
+        spec: TrainingSpec | SweepSpec | None = None,
+        *,
+        zone: str = AUTO,
+        purpose: str = "",
+        justification: str = "",
+        token: str = "",
+        queue: QueueSpec | None = None,
+    ) -> QueuedJob:
+        """Put work into the queue and return at once; the dispatcher decides where and when it runs.
+
+        Args:
+            work: a job file, or a matrix to train or search on.
+            spec: what to do with the matrix; the file says it itself.
+            token: names the submission; the same token again is the same job.
+            queue: priority, deadline, estimate; a file's own by default.
+
+        Raises:
+            InvalidInput: what is wrong with it; nothing is queued.
+            Refused: policy lets this person submit no such job.
+        """
+        store = open_queue(self.session.config, self.session.home)
+        try:
+            if isinstance(work, Matrix):
+                wish = wish_of_matrix(
+                    self.session,
+                    matrix_name(work.sealed),
+                    spec or TrainingSpec(),
+                    work.labels,
+                    zone=zone,
+                    purpose=purpose or work.sealed.purpose,
+                    justification=justification,
+                    queue=queue or QueueSpec(),
+                )
+            else:
+                wish = wish_of_file(self.session, self.session.config.path.parent / work, {}, queue=queue)
+            row, _ = submit(self.session, store, wish, token=token)
+        except BaseException:
+            store.close()
+            raise
+        return QueuedJob(row.id, store, self._result_of)
+
+    def job(self, name: str) -> QueuedJob:
+        """Return a queued job by its id or its submit token.
+
+        Raises:
+            InvalidInput: `JOB_UNKNOWN`.
+        """
+        store = open_queue(self.session.config, self.session.home)
+        return QueuedJob(store.find(name).id, store, self._result_of)
+
+    def _result_of(self, row: Row) -> Run:
+        matrix = self.matrix(row.matrix)
+        work = row.body["spec"]
+        spec = TrainingSpec.model_validate(work if row.body["kind"] == "training" else work["training"])
+        if row.body["kind"] == "sweep":
+            spec = SweepSpec.model_validate(work).trials()[trial_of(self.session, row.result)]
+        layout = Layout.of(matrix.sealed.columns, spec.task)
+        return Run(kept_model(self.session, row.result, spec, layout))
+
     def plan(self, matrix: Matrix, *, zone: str = "public", purpose: str = "", justification: str = "") -> EgressPlan:
         """Say what would move to `zone` and what policy says of it; nothing moves, nothing is recorded.
 
@@ -340,6 +417,7 @@ class Fabric:
         justification: str = "",
         network: Callable[[int, int], Any] | None = None,
         progress: Callable[[Epoch], None] = lambda epoch: None,
+        moves: training.Moves | None = None,
     ) -> Run:
         """Train a model on the matrix in `zone` and bring it back.
 
@@ -349,6 +427,7 @@ class Fabric:
             justification: why the work leaves the private zone.
             network: makes a torch module from its number of inputs and outputs; it crosses as a capsule.
             progress: called with the losses at each checkpoint.
+            moves: who may send it to another zone while it runs; nobody by default.
 
         Raises:
             Refused: by policy or the border; nothing has moved.
@@ -357,7 +436,10 @@ class Fabric:
         errand = self._errand(matrix, zone, purpose, justification)
         spec = spec or TrainingSpec()
         code = self._code(network)
-        return Run(training.train(self.session, matrix.sealed, spec, errand, code=code, progress=progress))
+        model = training.train(
+            self.session, matrix.sealed, spec, errand, code=code, progress=progress, moves=moves or training.Stays()
+        )
+        return Run(model)
 
     def sweep(
         self,

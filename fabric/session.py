@@ -99,6 +99,18 @@ class Session:
             declared.append(_filled(self.job_labels, self.environment.job_labels, most_restrictive(*declared)))
         return most_restrictive(*declared)
 
+    def with_job_labels(self, given: Mapping[str, str]) -> Session:
+        """Return a session of a job that was given these labels; given none, this one.
+
+        Raises:
+            InvalidInput: `UNKNOWN_LABEL`, `LABEL_INVALID`, `UNKNOWN_ZONE`.
+        """
+        if not given:
+            return self
+        labels = Labels.parse(given)
+        check_zones(labels, self.config.zones)
+        return replace(self, job_labels=labels, environment=replace(self.environment, job_labels=dict(given)))
+
     def errand(self, *, zone: str, labels: Labels, purpose: str, justification: str) -> Errand:
         """Return the errand of moving something to `zone`.
 

@@ -104,12 +104,33 @@ class SweepSpec(Spec):
         return trials
 
 
+class QueueSpec(Spec):
+    """How the queue should take a job.
+
+    Attributes:
+        priority: higher goes first.
+        deadline: when it must have ended: a time with a zone, or a span from its submission such as `+2h`.
+        minutes: how long it takes, as estimated.
+        gpus: per worker; by default 1 where any zone declares GPUs.
+        gpu_model: empty for any.
+        spot: whether it may run on capacity that the provider can take back.
+    """
+
+    priority: Annotated[int, Field(ge=-100, le=100)] = 0
+    deadline: Annotated[str, Field(max_length=40)] = ""
+    minutes: Annotated[float, Field(gt=0, le=527_040)] = 60.0
+    gpus: Annotated[int | None, Field(ge=0, le=64)] = None
+    gpu_model: Annotated[str, Field(max_length=63)] = ""
+    spot: bool = False
+
+
 class JobSpec(Spec):
-    """A file for `jobs/train.py` or `jobs/sweep.py`: which records, by which recipe, to which zone, and the work.
+    """A file for `jobs/train.py`, `jobs/sweep.py` or `fabric submit`: which records, by which recipe, where, the work.
 
     Attributes:
         records: name of the records in fabric.toml.
         recipe: path of the recipe, relative to this file.
+        zone: where it runs; "auto" leaves that to the dispatcher.
         justification: why the work leaves the private zone; kept with the evidence.
         hold_back: share of the rows that stay inside to measure the model on.
     """
@@ -122,6 +143,7 @@ class JobSpec(Spec):
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     training: TrainingSpec | None = None
     sweep: SweepSpec | None = None
+    queue: QueueSpec = QueueSpec()
 
 
 SpecT = TypeVar("SpecT", bound=BaseModel)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from fabric.artifacts import digest
 from fabric.errors import FabricError, InvalidInput, Reason
 from fabric.statements import SigningKey
 
@@ -140,6 +141,31 @@ class Home:
         """Keep `text` inside, under its keyed digest."""
         if text:
             self.write(self.justifications / f"{self.keyed(text).partition(':')[2]}.txt", text.encode())
+
+    def justification(self, key: str) -> str:
+        """Return the text that is kept under a keyed digest; empty where there is none."""
+        path = self.justifications / f"{key.partition(':')[2]}.txt"
+        return path.read_text(encoding="utf-8") if key and path.is_file() else ""
+
+    def keep_recipe(self, text: str) -> None:
+        """Keep the text of a recipe under its digest, so that what was submitted is what is done."""
+        folder = self.path / "recipes"
+        self._make(folder)
+        self.write(folder / f"{digest(text.encode()).removeprefix('sha256:')}.toml", text.encode())
+
+    def kept_recipe(self, name: str) -> str:
+        """Return the text of a kept recipe by its digest.
+
+        Raises:
+            InvalidInput: `RECIPE_INVALID` if it is gone or was changed.
+        """
+        try:
+            text = (self.path / "recipes" / f"{name.removeprefix('sha256:')}.toml").read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError):
+            text = ""
+        if digest(text.encode()) != name:
+            raise InvalidInput(Reason.RECIPE_INVALID, "the submitted recipe is gone or was changed", "submit it again")
+        return text
 
     def write(self, path: Path, content: bytes) -> None:
         """Write a file of mode 0600 whole or not at all.

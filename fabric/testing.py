@@ -1,17 +1,27 @@
-"""Public fakes for tests: a carrier in memory, a matrix sealed from plain values, and a border that is off."""
+"""Public fakes for tests: a carrier in memory, a launcher of plain processes, a matrix sealed from plain values, and a
+border that is off.
+"""
 
 from __future__ import annotations
 
+import os
+import signal
+import subprocess
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
+from pathlib import Path
 from types import MappingProxyType
 
+import psutil
 import pyarrow as pa
 
 from fabric.artifacts import chunk_name, digest
 from fabric.crossing import GRANT_TYPE, Cargo, Carrier, Parcel, Ticket
+from fabric.launching import Drive, Life
 from fabric.ledger import Ledger
 from fabric.matrix import MATRIX_TYPE, SealedMatrix
 from fabric.statements import Signed, SigningKey, Statement, sign, timestamp
@@ -71,6 +81,55 @@ class MemoryCarrier:
             raise self.fails
         self.carried.append(MemoryTicket(cargo, grant))
         return self.carried[-1]
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessLauncher:
+    """A launcher of plain processes. Like Ray's Jobs API it refuses an id that was used, and outlives who asked it.
+
+    Attributes:
+        folder: where it keeps, per id, the process; it is all the state there is.
+        command: the words before those of a drive.
+        pending_s: how long a start that was cut off may still be one.
+    """
+
+    folder: Path
+    command: tuple[str, ...]
+    pending_s: float = 5.0
+
+    def start(self, drive: Drive) -> None:
+        """Start a process; an id that was used before starts nothing."""
+        try:
+            mark = os.open(self.folder / drive.submission, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+        except FileExistsError:
+            return
+        with open(mark, "w") as file:
+            process = subprocess.Popen(
+                [*self.command, *drive.words, drive.submission], start_new_session=True, stdin=subprocess.DEVNULL
+            )
+            process.returncode = 0  # whoever asked may go; the process stays
+            file.write(str(process.pid))
+
+    def lives(self) -> dict[str, Life]:
+        """Return every process by its id; one whose number is not written down yet counts as alive for a while."""
+        return {path.name: self._life(path) for path in self.folder.iterdir() if path.suffix != ".stopped"}
+
+    def stop(self, submission: str) -> None:
+        """Kill the process."""
+        (self.folder / f"{submission}.stopped").touch()
+        with suppress(OSError, ValueError):
+            os.kill(int((self.folder / submission).read_text()), signal.SIGKILL)
+
+    def _life(self, path: Path) -> Life:
+        with suppress(OSError):
+            about = path.stat()
+            if not about.st_size and time.time() - about.st_mtime < self.pending_s:
+                return Life.ALIVE
+        with suppress(OSError, ValueError, psutil.Error):
+            process = psutil.Process(int(path.read_text()))
+            if process.status() != psutil.STATUS_ZOMBIE:
+                return Life.ALIVE
+        return Life.STOPPED if path.with_name(f"{path.name}.stopped").exists() else Life.GONE
 
 
 class UnsafeBorderWarning(UserWarning):

@@ -1,19 +1,30 @@
-"""What every job does around its work: join, read the job file, sanitize, show the plan, and fail with a clear word."""
+"""What every job does around its work: join, read the job file, sanitize, show the plan, and fail with a clear word.
+
+Where the job's file leaves the zone to the dispatcher, the driver enqueues itself, waits for a place and says why it
+waits; the same submission is the same job in the queue.
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import fabric
-from fabric.errors import FabricError, InvalidInput, Reason, nearest
+from fabric.attending import Attendance
+from fabric.errors import FabricError, InvalidInput, Reason, Refused
+from fabric.job_store import State, open_queue
+from fabric.judgement import AUTO, matrix_name
 from fabric.sdk import Fabric, Matrix, Run
-from fabric.specs import JobSpec, parse
+from fabric.specs import JobSpec
+from fabric.submission import read_job, submit, wish_of_file
+from fabric.training import Moves, Stays, code_of
 from fabric.zones import find_zone
 from sanitize.actor import Progress
 
-Work = Callable[[Fabric, JobSpec, Matrix], None]
+Work = Callable[[Fabric, JobSpec, Matrix, Moves], Run]
+"""Does a job's work in the zone that its spec names, shows what came of it, and returns it."""
 
 
 def run(arguments: list[str], work: Work, *, needs: str) -> int:
@@ -36,12 +47,52 @@ def run(arguments: list[str], work: Work, *, needs: str) -> int:
                 seed=spec.seed,
                 progress=_print_progress,
             )
-            print(session.plan(matrix, zone=spec.zone, justification=spec.justification), flush=True)
-            work(session, spec, matrix)
+            if spec.zone == AUTO:
+                _enqueue(session, path, spec, matrix, work)
+            else:
+                print(session.plan(matrix, zone=spec.zone, justification=spec.justification), flush=True)
+                work(session, spec, matrix, Stays())
     except FabricError as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return error.exit_status
     return 0
+
+
+def attend(session: Fabric, attendance: Attendance, spec: JobSpec, matrix: Matrix, work: Work) -> None:
+    """Wait for a place, do the work there, and say how it ended.
+
+    Raises:
+        FabricError: what it was refused for, or failed with.
+    """
+    row = attendance.wait()
+    print(session.plan(matrix, zone=row.zone, justification=spec.justification), flush=True)
+    try:
+        done = work(session, spec.model_copy(update={"zone": row.zone}), matrix, attendance)
+    except BaseException as error:
+        state = State.REFUSED if isinstance(error, Refused) else State.FAILED
+        attendance.end(state, code=code_of(error))
+        raise
+    attendance.end(State.DONE, result=done.model.id)
+
+
+def _enqueue(session: Fabric, path: Path, spec: JobSpec, matrix: Matrix, work: Work) -> None:
+    """Put this very driver into the queue, under its own submission id, and do the work when its turn comes."""
+    inner = session.session
+    store = open_queue(inner.config, inner.home)
+    try:
+        wish = replace(wish_of_file(inner, path, inner.environment.job_labels), matrix=matrix_name(matrix.sealed))
+        row, _ = submit(inner, store, wish, token=inner.job, driver=inner.job)
+        print(f"queued as job {row.id}", flush=True)
+        attendance = Attendance(
+            session=inner, store=store, job=row.id, driver=inner.job, labels=matrix.labels, tell=_tell
+        )
+        attend(session, attendance, spec, matrix, work)
+    finally:
+        store.close()
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
 
 
 def show_quality(done: Run, matrix: Matrix) -> None:
@@ -65,12 +116,7 @@ def _read(arguments: list[str], needs: str) -> tuple[Path, JobSpec]:
     if len(arguments) != 1:
         raise InvalidInput(Reason.CONFIG_MISSING, "name one job file", f"python -m jobs.{_MODULES[needs]} FILE.toml")
     path = Path(arguments[0]).resolve()
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError):
-        near = nearest(path.name, [p.name for p in path.parent.glob("*.toml")])
-        raise InvalidInput(Reason.CONFIG_MISSING, f"there is no job file {path}", near) from None
-    spec = parse(JobSpec, text, source=path.name)
+    spec = read_job(path)
     if getattr(spec, needs) is None:
         raise InvalidInput(Reason.CONFIG_INVALID, f"{path.name} has no [{needs}] table", "add one to run this job")
     return path, spec
@@ -78,7 +124,8 @@ def _read(arguments: list[str], needs: str) -> tuple[Path, JobSpec]:
 
 def _check(session: Fabric, spec: JobSpec) -> None:
     """Refuse at once what would otherwise be found after the records were read, or never."""
-    find_zone(session.session.config.zones, spec.zone)
+    if spec.zone != AUTO:
+        find_zone(session.session.config.zones, spec.zone)
     session.records(spec.records)
 
 

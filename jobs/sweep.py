@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import sys
 
-from fabric.sdk import Fabric, Matrix
+from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec
+from fabric.training import Moves
 from jobs.running import run, show_quality
 
 
 def main(arguments: list[str]) -> int:
     """Run the job and return its exit status."""
-    return run(arguments, _sweep, needs="sweep")
+    return run(arguments, work, needs="sweep")
 
 
-def _sweep(session: Fabric, spec: JobSpec, matrix: Matrix) -> None:
-    assert spec.sweep is not None  # noqa: S101 - `run` has checked it
+def work(session: Fabric, spec: JobSpec, matrix: Matrix, moves: Moves) -> Run:
+    """Search in the spec's zone; trials cannot be moved."""
+    assert spec.sweep is not None  # noqa: S101 - whoever calls has checked it
     done = session.sweep(matrix, spec.sweep, zone=spec.zone, justification=spec.justification, progress=_show)
     print(done)
     print(done.best)
     show_quality(done.best, matrix)
+    return done.best
 
 
 def _show(done: int, total: int) -> None:

@@ -7,25 +7,35 @@ from __future__ import annotations
 
 import sys
 
+from fabric.attending import Attendance
 from fabric.learning import Epoch
-from fabric.sdk import Fabric, Matrix
+from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec
+from fabric.training import Moves
 from jobs.running import run, show_quality
 
 
 def main(arguments: list[str]) -> int:
     """Run the job and return its exit status."""
-    return run(arguments, _train, needs="training")
+    return run(arguments, work, needs="training")
 
 
-def _train(session: Fabric, spec: JobSpec, matrix: Matrix) -> None:
-    done = session.train(matrix, spec.training, zone=spec.zone, justification=spec.justification, progress=_show)
+def work(session: Fabric, spec: JobSpec, matrix: Matrix, moves: Moves) -> Run:
+    """Train in the spec's zone, and wherever `moves` sends it from there."""
+    assert spec.training is not None  # noqa: S101 - whoever calls has checked it
+    epochs = spec.training.epochs
+
+    def show(epoch: Epoch) -> None:
+        print(f"epoch {epoch.epoch}: training {epoch.training:.4f}, validation {epoch.validation:.4f}", flush=True)
+        if isinstance(moves, Attendance):
+            moves.advanced(epoch.epoch / epochs)
+
+    done = session.train(
+        matrix, spec.training, zone=spec.zone, justification=spec.justification, progress=show, moves=moves
+    )
     print(done)
     show_quality(done, matrix)
-
-
-def _show(epoch: Epoch) -> None:
-    print(f"epoch {epoch.epoch}: training {epoch.training:.4f}, validation {epoch.validation:.4f}", flush=True)
+    return done
 
 
 if __name__ == "__main__":

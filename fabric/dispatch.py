@@ -1,0 +1,446 @@
+"""The dispatcher: reads the queue, asks the pure decision, and does what it says. It knows no Ray.
+
+All state is in the stores, so it may be killed at any moment and started again anywhere. One turn, numbered once and
+followed below:
+
+1. Follow: what became of the drivers that should be alive; an attempt whose driver is gone is given up.
+2. Settle: what an attempt that is over has cost; what was reserved and not used is given back.
+3. Tell the decision what happened and what is seen now: jobs, verdicts, pools, accounts.
+4. Decide, and do: reserve, record the intent, write it down, then start, ask to leave, or give up.
+
+What cannot be asked is no answer: where drivers, pools or budgets cannot be read, nothing is started in that turn. An
+attempt is started under an id that is made from its job and its number, so that no crash starts it twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Protocol
+
+from fabric.errors import FabricError, Reason
+from fabric.fleet import (
+    Action,
+    Cancelled,
+    DrainBack,
+    EgressSeen,
+    Ended,
+    Event,
+    Extend,
+    Health,
+    Hold,
+    Job,
+    Left,
+    Need,
+    Pool,
+    PoolSeen,
+    Preempt,
+    Restored,
+    Running,
+    Shed,
+    Start,
+    StartRefused,
+    Submitted,
+    Verdict,
+    VerdictsSeen,
+)
+from fabric.job_store import SIGN, Attempt, JobStore, Place, Row, State
+from fabric.labels import Labels, WorkloadClass
+from fabric.launching import Drive, Launcher, Life
+from fabric.ledger import Ledger
+from fabric.reserving import Books
+
+DRIVER_TRIES = 3
+"""Drivers that may die under a job before it has failed."""
+PREPARE_TRIES = 2
+REFUSED_START_WAITS_S = 30.0
+
+
+class Decision(Protocol):
+    """The pure decision, fed with events."""
+
+    def apply(self, event: Event) -> None:
+        """Go on with one event."""
+
+    def decide(self, now_s: float) -> Sequence[Action]:
+        """Return what is to be done now."""
+
+
+class Judge(Protocol):
+    """What policy says of a job now."""
+
+    def verdicts(self, row: Row, now_s: float) -> Mapping[str, Verdict]:
+        """Return the verdict of every zone."""
+
+    def egress_bytes(self, row: Row) -> int:
+        """Return what would cross the border if the job ran outside."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Happening:
+    """Something to count: its name, and tokens and zones, never data."""
+
+    name: str
+    zone: str = ""
+    workload: str = ""
+    reason: str = ""
+    value: float = 1.0
+
+
+@dataclass(slots=True, kw_only=True)
+class _Told:
+    """What the decision was told of a job last."""
+
+    state: State
+    attempt: int
+    verdicts: Mapping[str, Verdict]
+
+
+@dataclass(slots=True, kw_only=True)
+class Dispatcher:
+    """Runs the queue of one fabric, turn by turn.
+
+    Attributes:
+        decision: fresh: it is told everything from the stores.
+        pools: what is seen of every pool now.
+        preparing: how many jobs' records are sanitized at once.
+        orphaned_s: the age from which on a reservation without an attempt is a dead dispatcher's.
+    """
+
+    store: JobStore
+    ledger: Ledger
+    books: Books
+    decision: Decision
+    launcher: Launcher
+    judge: Judge
+    pools: Callable[[float], Iterable[Pool]]
+    clock: Callable[[], float]
+    preparing: int = 1
+    orphaned_s: float = 60.0
+    _swept: float | None = None
+    _told: dict[str, _Told] = field(default_factory=dict)
+    _rows: dict[str, Row] = field(default_factory=dict)
+    _pools: dict[str, Pool] = field(default_factory=dict)
+    _spent: dict[tuple[str, int], int] = field(default_factory=dict)
+    _happened: list[Happening] = field(default_factory=list)
+
+    def turn(self) -> tuple[Happening, ...]:
+        """Take one turn, and return what happened.
+
+        Raises:
+            FabricError: a store, the ledger, the drivers or the cluster cannot be asked; the next turn tries again.
+        """
+        self._happened = []
+        now = self.clock()
+        lives = dict(self.launcher.lives())
+        # 1. Follow.
+        for row in self.store.jobs():
+            self._follow(row, lives, now)
+        # 2. Settle.
+        for attempt in self.store.attempts(unsettled=True):
+            self._settle(attempt)
+        self._give_back(now)
+        # 3. Tell.
+        for event in self._events(self.store.jobs(), now):
+            self.decision.apply(event)
+        # 4. Decide, and do.
+        for action in self.decision.decide(now):
+            self._do(action, now)
+        self.store.beat(SIGN, now)
+        return tuple(self._happened)
+
+    # 1. Follow.
+
+    def _follow(self, row: Row, lives: dict[str, Life], now: float) -> None:
+        life = lives.get(row.driver or submission_of(row), Life.GONE)
+        if row.state is State.QUEUED:
+            self._follow_waiting(row, life, lives, now)
+        elif row.cancel:
+            self._stop(row, life, now)
+        elif row.state is State.STARTING and not row.driver and submission_of(row) not in lives:
+            self._launch(row)
+        elif life is Life.STOPPED:
+            # Somebody stopped it by Ray's own means: that is how a job is taken back there.
+            self.store.cancel(row.id, now)
+        elif life is Life.GONE:
+            self._give_up(row, now)
+
+    def _follow_waiting(self, row: Row, life: Life, lives: dict[str, Life], now: float) -> None:
+        if row.driver and life is not Life.ALIVE:
+            # The process that waited to do the work is gone. One that its user had started is not replaced.
+            if row.own_driver:
+                self._end_waiting(row, State.CANCELLED, Reason.DRIVER_LOST, now)
+            else:
+                self.store.forget_driver(row.id, row.driver)
+        elif not row.matrix and not row.driver:
+            self._prepare(row, lives, now)
+
+    def _prepare(self, row: Row, lives: dict[str, Life], now: float) -> None:
+        """Have the records sanitized: inside, before anybody can say where the work may go."""
+        life = lives.get(preparation_of(row), Life.GONE) if row.preparing else Life.GONE
+        if life is Life.ALIVE:
+            return
+        if row.preparing >= PREPARE_TRIES:
+            self._end_waiting(row, State.FAILED, Reason.DRIVER_LOST, now)
+            return
+        if sum(name.endswith(_PREPARING) and life is Life.ALIVE for name, life in lives.items()) >= self.preparing:
+            return
+        if self.store.preparing(row.id, row.preparing + 1):
+            row = replace(row, preparing=row.preparing + 1)
+            drive = Drive(submission=preparation_of(row), words=("prepare", row.id), labels=labels_of(row))
+            self._start_driver(row, drive)
+            lives[drive.submission] = Life.ALIVE
+
+    def _give_up(self, row: Row, now: float) -> None:
+        body = {
+            "what": "lost",
+            "job": row.id,
+            "attempt": row.attempt,
+            "zone": row.zone,
+            "code": Reason.DRIVER_LOST.value,
+        }
+        receipt = self.ledger.intend("dispatch", body)
+        lost = self.store.lose(row.id, row.attempt, now, code=Reason.DRIVER_LOST.value, tries=DRIVER_TRIES)
+        self.ledger.conclude(receipt, "done" if lost else "failed", {})
+        self._happen("driver-lost", row, row.zone)
+
+    def _stop(self, row: Row, life: Life, now: float) -> None:
+        if life is Life.ALIVE:
+            self.launcher.stop(row.driver or submission_of(row))
+        elif self.store.stopped(row.id, row.attempt, now):
+            self._happen("cancelled", row, row.zone)
+
+    def _launch(self, row: Row) -> None:
+        """Start the driver of an attempt that is written down."""
+        self._start_driver(row, Drive(submission=submission_of(row), words=("run", row.id), labels=labels_of(row)))
+
+    def _start_driver(self, row: Row, drive: Drive) -> None:
+        body = {"what": drive.words[0], "job": row.id, "attempt": row.attempt, "submission": drive.submission}
+        receipt = self.ledger.intend("dispatch", {**body, **({"zone": row.zone} if row.zone else {})})
+        try:
+            self.launcher.start(drive)
+        except FabricError as error:
+            # Whether it was started, the next turn sees.
+            self.ledger.conclude(receipt, "failed", {"code": error.reason.value})
+            return
+        self.ledger.conclude(receipt, "done", {})
+
+    # 2. Settle.
+
+    def _settle(self, attempt: Attempt) -> None:
+        spent = self.books.settle(attempt, self.judge.egress_bytes(self._row(attempt.job)))
+        self.store.settled(attempt.job, attempt.number, spent)
+        self._spent[attempt.job, attempt.number] = spent
+        self._happen("spent", self._row(attempt.job), attempt.zone, value=spent / 1e6)
+
+    def _give_back(self, now: float) -> None:
+        """Give back what a dispatcher reserved that was killed before it wrote the attempt down."""
+        if self._swept is not None and 0 <= now - self._swept < self.orphaned_s:
+            return
+        since = 0.0 if self._swept is None else self._swept - 2 * self.orphaned_s
+        self._swept = now
+        known = {attempt.reservation for attempt in self.store.attempts()}
+        self.books.release_others(known, since, now - self.orphaned_s, now)
+
+    def _row(self, job: str) -> Row:
+        return self._rows.get(job) or self.store.find(job)
+
+    # 3. Tell.
+
+    def _events(self, rows: Sequence[Row], now: float) -> Iterable[Event]:
+        yield self.books.seen(now)
+        for pool in self.pools(now):
+            self._pools[pool.name] = pool
+            yield PoolSeen(pool=pool)
+            if not pool.inside:
+                yield EgressSeen(zone=pool.zone, open=pool.health is Health.HEALTHY, at_s=now)
+        self._rows.update({row.id: row for row in rows})
+        for row in rows:
+            yield from self._of(row, now)
+        for job in self._told.keys() - {row.id for row in rows}:
+            yield from self._of_ended(job)
+
+    def _of(self, row: Row, now: float) -> Iterable[Event]:
+        if not row.matrix:
+            return  # what is not sanitized yet goes nowhere
+        verdicts = self.judge.verdicts(row, now)
+        told = self._told.get(row.id)
+        self._told[row.id] = _Told(state=row.state, attempt=row.attempt, verdicts=verdicts)
+        if told is None:
+            job = job_of(row, verdicts, self.judge.egress_bytes(row))
+            yield Submitted(job=job)
+            if row.state.holds:
+                yield Restored(running=_running(row, job, now))
+            return
+        if verdicts != told.verdicts:
+            yield VerdictsSeen(job=row.id, verdicts=verdicts, at_s=now)
+        if told.state.holds and (row.state is State.QUEUED or row.attempt != told.attempt):
+            spent = self._spent.pop((row.id, told.attempt), 0)
+            yield Left(job=row.id, at_s=now, left_s=_left(row), spent_micros=spent)
+        # What started did so by our own hand: the decision knows.
+
+    def _of_ended(self, job: str) -> Iterable[Event]:
+        told, row = self._told.pop(job), self.store.find(job)
+        self._rows.pop(job, None)
+        at = row.ended_s or self.clock()
+        self._happen(f"ended-{row.state.value}", row, row.zone, reason=row.code)
+        if told.state.holds:
+            yield Ended(job=job, at_s=at, spent_micros=self._spent.pop((job, told.attempt), 0))
+        else:
+            yield Cancelled(job=job, at_s=at)
+
+    # 4. Do.
+
+    def _do(self, action: Action, now: float) -> None:
+        row = self._rows[action.job]
+        if isinstance(action, Start):
+            self._start(row, action, now)
+        elif isinstance(action, Hold):
+            self._hold(row, action)
+        elif isinstance(action, Shed):
+            self._end_waiting(row, State.SHED, action.reason, now)
+        elif isinstance(action, Preempt | DrainBack):
+            self._ask_to_leave(row, action)
+        elif isinstance(action, Extend):
+            self._extend(row, action, now)
+
+    def _start(self, row: Row, action: Start, now: float) -> None:
+        number, pool = row.attempt + 1, self._pools[action.pool]
+        job = job_of(row, self._told[row.id].verdicts, self.judge.egress_bytes(row))
+        try:
+            # Reserve first: what nobody pays for does not start.
+            reservation = self.books.reserve(job, pool, action, number, now, why=str(row.body["justification"]))
+        except FabricError as error:
+            self._refused(row, action, error, now)
+            return
+        place = Place(
+            zone=action.zone,
+            pool=action.pool,
+            workers=action.workers,
+            reservation=reservation,
+            reserved_micros=action.cost_micros,
+        )
+        body = {"what": "place", "job": row.id, "attempt": number, "zone": action.zone, "workers": action.workers}
+        receipt = self.ledger.intend("dispatch", {**body, "pool": action.pool, "reservation": reservation})
+        placed = self.store.place(row.id, row.attempt, place, now)
+        self.ledger.conclude(receipt, "done" if placed else "failed", {})
+        if not placed:  # it was taken back meanwhile, or another dispatcher placed it
+            self.books.release(reservation, now)
+            self._told[row.id] = replace(self._told[row.id], state=State.QUEUED)
+            self.decision.apply(self._start_refused(row, action, Reason.JOB_CANCELLED.value, now, now))
+            return
+        self._told[row.id] = replace(self._told[row.id], state=State.STARTING, attempt=number)
+        self._happen("start", row, action.zone, reason=action.reason)
+        self._happen("wait", row, action.zone, value=max(0.0, now - row.submitted_s))
+        if not row.driver:
+            self._launch(self.store.find(row.id))
+
+    def _refused(self, row: Row, action: Start, error: FabricError, now: float) -> None:
+        until = getattr(error, "hold_until_s", None)
+        self.ledger.observe(
+            "refusal", {"what": "place", "job": row.id, "zone": action.zone, "code": error.reason.value}
+        )
+        self._happen("refusal", row, action.zone, reason=error.reason.value)
+        until = now + REFUSED_START_WAITS_S if until is None else until
+        self.decision.apply(self._start_refused(row, action, error.reason.value, now, until))
+
+    def _start_refused(self, row: Row, action: Start, reason: str, now: float, until: float) -> StartRefused:
+        return StartRefused(job=row.id, pool=action.pool, reason=reason, at_s=now, until_s=until)
+
+    def _hold(self, row: Row, action: Hold) -> None:
+        hold = {
+            "reason": action.reason.value,
+            "until_s": action.until_s,
+            "numbers": dict(action.numbers),
+            "zones": {each.pool: [each.reason.value, dict(each.numbers)] for each in action.obstacles},
+        }
+        self.store.note_hold(row.id, hold)
+        self._happen("hold", row, reason=action.reason.value)
+
+    def _ask_to_leave(self, row: Row, action: Preempt | DrainBack) -> None:
+        what = "preempt" if isinstance(action, Preempt) else "drain-back"
+        body = {"what": what, "job": row.id, "attempt": row.attempt, "zone": row.zone}
+        receipt = self.ledger.intend("dispatch", body)
+        asked = self.store.leave(row.id, row.attempt, what)
+        self.ledger.conclude(receipt, "done" if asked else "failed", {})
+        self._happen(what, row, row.zone)
+
+    def _extend(self, row: Row, action: Extend, now: float) -> None:
+        """Reserve more for what takes longer; where that is refused, it leaves at its next checkpoint."""
+        try:
+            self.books.extend(row, action, now, why=str(row.body["justification"]))
+        except FabricError as error:
+            self.ledger.observe(
+                "refusal", {"what": "extend", "job": row.id, "zone": row.zone, "code": error.reason.value}
+            )
+            self.store.leave(row.id, row.attempt, "budget")
+            self._happen("refusal", row, row.zone, reason=error.reason.value)
+
+    def _end_waiting(self, row: Row, state: State, reason: Reason, now: float) -> None:
+        """End a job that waits, and record it: a hold became a refusal."""
+        body = {"what": state.value, "job": row.id, "code": reason.value}
+        receipt = self.ledger.intend("dispatch", body)
+        ended = self.store.withdraw(row.id, state, reason.value, now)
+        self.ledger.conclude(receipt, "done" if ended else "failed", {})
+
+    def _happen(self, name: str, row: Row, zone: str = "", *, reason: str = "", value: float = 1.0) -> None:
+        workload = str(row.body["workload"])
+        self._happened.append(Happening(name=name, zone=zone, workload=workload, reason=reason, value=value))
+
+
+_PREPARING = "-prepare"
+
+
+def submission_of(row: Row) -> str:
+    """Return the id of the driver of a job's current attempt."""
+    return f"fabric-{row.id}-{row.attempt}"
+
+
+def preparation_of(row: Row) -> str:
+    """Return the id of the driver that sanitizes a job's records."""
+    return f"fabric-{row.id}-{row.preparing}{_PREPARING}"
+
+
+def labels_of(row: Row) -> dict[str, str]:
+    """Return the labels that the job itself was given, as Ray's job metadata holds them."""
+    return {name: str(value) for name, value in row.body["labels"].items()}
+
+
+def job_of(row: Row, verdicts: Mapping[str, Verdict], egress_bytes: int) -> Job:
+    """Return a stored job as the decision sees it."""
+    body = row.body
+    labels = Labels.from_json(body["all_labels"])
+    return Job(
+        id=row.id,
+        token=row.token,
+        team=labels.team,
+        project=labels.project,
+        classification=labels.data_classification,
+        workload=WorkloadClass(body["workload"]),
+        priority=row.priority,
+        submitted_s=row.submitted_s,
+        deadline_s=row.deadline_s,
+        need=Need(**body["need"]),
+        duration_s=float(body["duration_s"]),
+        checkpointed=bool(body["checkpointed"]),
+        egress_bytes=egress_bytes,
+        justified=bool(body["justification"]),
+        verdicts=verdicts,
+    )
+
+
+def _running(row: Row, job: Job, now: float) -> Running:
+    return Running(
+        job=job,
+        pool=row.pool,
+        workers=row.workers,
+        started_s=now if row.started_s is None else row.started_s,
+        left_s=_left(row),
+        reserved_micros=row.reserved_micros,
+        reservation=row.reservation,
+    )
+
+
+def _left(row: Row) -> float:
+    whole = float(row.body["duration_s"])
+    return whole if row.left_s is None else max(1.0, min(whole, row.left_s))

@@ -1,0 +1,48 @@
+"""Where a job stands, in words: why it waits, with numbers and until when; where it runs; how it ended."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+from fabric.errors import FabricError, Reason, Refused
+from fabric.job_store import Row, State
+
+
+def ended(row: Row) -> FabricError:
+    """Return the error of a job that ended without a result."""
+    known = row.code if row.code in set(Reason) else ""
+    if row.state in (State.CANCELLED, State.SHED):
+        hint = "" if row.state is State.CANCELLED else "the rules gave it up; see `fabric queue --all`"
+        return Refused(known or Reason.JOB_CANCELLED, f"job {row.id} was {row.state.value}", hint)
+    if row.state is State.REFUSED:
+        return Refused(known or Reason.POLICY_DENIED, f"job {row.id} was refused", "`fabric evidence` says by what")
+    return FabricError(known or Reason.REMOTE_FAILED, f"job {row.id} {row.state.value}", "see Ray's log of its driver")
+
+
+def waiting_line(row: Row) -> str:
+    """Return why a job waits, as one line with numbers."""
+    if not row.matrix:
+        return f"job {row.id} waits: its records are being sanitized"
+    hold = row.hold
+    if not hold:
+        return f"job {row.id} waits: nobody has looked at it yet"
+    until = hold.get("until_s")
+    when = f", until {datetime.fromtimestamp(until, UTC):%H:%M:%SZ} at the earliest" if until else ""
+    numbers = ", ".join(f"{name} {value}" for name, value in hold.get("numbers", {}).items())
+    zones = ", ".join(
+        f"{zone}: {code}{''.join(f' {name}={value}' for name, value in found.items())}"
+        for zone, (code, found) in hold.get("zones", {}).items()
+    )
+    parts = "; ".join(part for part in (numbers, zones) if part)
+    return f"job {row.id} waits: {hold['reason']}{f' ({parts})' if parts else ''}{when}"
+
+
+def said_of(row: Row) -> str:
+    """Return one line on where a job stands."""
+    if row.state is State.QUEUED:
+        return waiting_line(row)
+    if row.state.ended:
+        code = f": {row.code}" if row.code else ""
+        return f"job {row.id} {row.state.value}{code}{f', model {row.result}' if row.result else ''}"
+    why = f", asked to leave: {row.leave}" if row.leave else ""
+    return f"job {row.id} {row.state.value} in zone {row.zone}, attempt {row.attempt}{why}"

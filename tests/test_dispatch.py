@@ -1,0 +1,329 @@
+"""The dispatcher's core, without Ray: what it refuses, holds, starts, moves and settles, and no crash changes that."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from dispatch_lab import BODY, KEY, PRICE, Lab, start
+
+from fabric.budgets import Order
+from fabric.errors import ClusterUnavailable, Reason
+from fabric.fleet import Health, Scope
+from fabric.job_store import NewJob, State
+from fabric.labels import Classification
+from fabric.launching import Life
+from fabric.verification import verify_bundle
+
+NOW = 1_795_800_000.0
+
+
+@pytest.fixture
+def lab(tmp_path):
+    return Lab(tmp_path, clock_s=NOW)
+
+
+def started(lab: Lab) -> list[str]:
+    return [drive.submission for drive in lab.drivers.started]
+
+
+def hold(lab: Lab, name: str) -> dict:
+    return dict(lab.store.find(name).hold)
+
+
+def test_where_the_drivers_cannot_be_asked_about_nothing_is_concluded_and_nothing_starts(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    lab.submit("b")
+    lab.drivers.fails = ClusterUnavailable(Reason.CLUSTER_FAILED, "no answer", "")
+    with pytest.raises(ClusterUnavailable):
+        dispatcher.turn()
+    assert lab.states() == {"a": "starting", "b": "queued"}
+    lab.drivers.fails = None
+    dispatcher.turn()
+    assert started(lab) == ["fabric-a-1", "fabric-b-1"]
+
+
+def test_a_job_that_may_not_leave_waits_and_says_why_with_numbers(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    lab.submit("b", denied=["public"])
+    dispatcher.turn()
+    found = hold(lab, "b")
+    assert lab.states()["b"] == "queued"
+    assert found["reason"] == "WAITS_FOR_ROOM"
+    assert {"private"} <= {*found["zones"]} | {"private"}
+    assert lab.balance() == (0, 0)
+
+
+def test_a_job_that_may_leave_does_when_the_private_zone_is_full_and_is_paid_for_first(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    lab.submit("b")
+    dispatcher.turn()
+    assert {row.id: row.zone for row in lab.store.jobs()} == {"a": "private", "b": "public"}
+    assert lab.balance()[0] >= 60 * PRICE // 3600
+    order = [e.record["action"] for e in lab.ledger.entries() if e.record["body"].get("job") == "b"]
+    assert order.index("budget") < order.index("dispatch")
+
+
+def test_a_budget_with_nothing_left_holds_a_job_and_charges_nothing(tmp_path):
+    lab = Lab(tmp_path, clock_s=NOW, limit=1)
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    lab.submit("b")
+    dispatcher.turn()
+    assert lab.states() == {"a": "starting", "b": "queued"}
+    assert "BUDGET" in str(hold(lab, "b"))
+    assert lab.balance() == (0, 0)
+
+
+def test_stale_health_outside_holds_and_a_zone_that_is_down_gets_nothing(lab):
+    lab.health["public"] = Health.UNKNOWN
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    lab.submit("b")
+    dispatcher.turn()
+    assert lab.states()["b"] == "queued"
+    lab.health["public"] = Health.HEALTHY
+    lab.clock_s += 31
+    dispatcher.turn()
+    assert lab.states()["b"] == "starting"
+
+
+def test_a_clock_that_is_set_back_starts_nothing_until_it_has_caught_up(lab):
+    dispatcher = lab.dispatcher()
+    dispatcher.turn()
+    lab.clock_s -= 3_600
+    lab.submit("a")
+    dispatcher.turn()
+    assert lab.states() == {"a": "queued"}
+    assert hold(lab, "a")["reason"] == "CLOCK_SET_BACK"
+    lab.clock_s += 3_700
+    dispatcher.turn()
+    assert lab.states() == {"a": "starting"}
+
+
+def test_work_that_ended_is_settled_once_at_what_it_took_and_the_rest_is_given_back(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    lab.submit("b")
+    dispatcher.turn()
+    lab.claim("a"), lab.claim("b")
+    lab.clock_s += 10
+    lab.finish("a"), lab.finish("b")
+    for _ in range(3):
+        dispatcher.turn()
+    spent = 10 * PRICE // 3600
+    assert lab.balance() == (0, spent)
+    assert [(a.job, a.spent_micros) for a in lab.store.attempts()] == [("a", 0), ("b", spent)]
+    outcomes = [r["body"] for r in lab.records("budget", "outcome")]
+    assert sorted(body["spent"] for body in outcomes) == [0, spent]
+
+
+def test_work_that_took_longer_than_was_reserved_is_charged_and_the_evidence_verifies(tmp_path):
+    lab = Lab(tmp_path, clock_s=NOW, inside=0)
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    lab.claim("a")
+    lab.clock_s += 1_000
+    lab.finish("a")
+    dispatcher.turn()
+    assert lab.balance() == (0, 1_000 * PRICE // 3600)
+    assert verify_bundle(lab.ledger.bundle(), trusted=[KEY.public])
+
+
+def test_a_driver_that_dies_without_an_end_is_noticed_charged_and_tried_again_up_to_a_limit(tmp_path):
+    lab = Lab(tmp_path, clock_s=NOW, inside=0)
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    for attempt in (1, 2, 3):
+        dispatcher.turn()
+        assert started(lab)[-1] == f"fabric-a-{attempt}"
+        lab.claim("a")
+        lab.clock_s += 5
+        lab.drivers.known[f"fabric-a-{attempt}"] = Life.GONE
+        dispatcher.turn()
+    row = lab.store.find("a")
+    assert (row.state, row.code) == (State.FAILED, "DRIVER_LOST")
+    assert lab.balance() == (0, 15 * PRICE // 3600)
+
+
+def test_a_job_outside_comes_home_when_there_is_room_as_the_same_job(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("a", duration_s=7_200.0)
+    lab.submit("b", duration_s=7_200.0)
+    dispatcher.turn()
+    lab.claim("a"), lab.claim("b")
+    lab.finish("a")
+    for _ in range(40):
+        lab.clock_s += 1
+        dispatcher.turn()
+        if lab.store.find("b").state is State.LEAVING:
+            break
+    row = lab.store.find("b")
+    assert (row.state, row.leave) == (State.LEAVING, "drain-back")
+    assert lab.store.left("b", 1, row.driver, 3_000.0, lab.now())
+    dispatcher.turn()
+    row = lab.store.find("b")
+    assert (row.zone, row.attempt, row.state) == ("private", 2, State.STARTING)
+    assert started(lab) == ["fabric-a-1", "fabric-b-1"]  # the driver goes on: none was started
+    assert lab.claim("b").state is State.RUNNING
+    assert lab.balance()[0] == 0
+
+
+def test_a_cancelled_job_is_stopped_settled_and_not_started_again(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    lab.claim("a")
+    lab.store.cancel("a", NOW)
+    for _ in range(3):
+        dispatcher.turn()
+    assert lab.states() == {"a": "cancelled"}
+    assert lab.drivers.known == {"fabric-a-1": Life.STOPPED}
+    assert lab.store.attempts(unsettled=True) == []
+
+
+def test_a_driver_that_is_stopped_by_rays_own_means_takes_its_job_back(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    lab.claim("a")
+    lab.drivers.known["fabric-a-1"] = Life.STOPPED
+    for _ in range(3):
+        dispatcher.turn()
+    assert lab.states() == {"a": "cancelled"}
+
+
+def test_a_driver_of_the_users_own_that_waits_is_used_and_one_that_is_gone_takes_its_job_along(lab):
+    dispatcher = lab.dispatcher()
+    lab.drivers.known |= {"raysubmit_1": Life.ALIVE, "raysubmit_2": Life.GONE}
+    lab.submit("a", driver="raysubmit_1")
+    lab.submit("b", driver="raysubmit_2")
+    dispatcher.turn()
+    assert lab.states() == {"a": "starting", "b": "cancelled"}
+    assert started(lab) == []
+    assert not lab.store.claim("a", 1, "fabric-a-1", NOW)
+
+
+def test_a_job_without_a_matrix_is_prepared_first_and_fails_when_that_fails_again(lab):
+    dispatcher = lab.dispatcher()
+    lab.store.submit(_raw("a"), NOW)
+    dispatcher.turn()
+    assert [drive.words for drive in lab.drivers.started] == [("prepare", "a")]
+    lab.drivers.known["fabric-a-1-prepare"] = Life.GONE
+    dispatcher.turn()
+    lab.drivers.known["fabric-a-2-prepare"] = Life.GONE
+    dispatcher.turn()
+    assert lab.states() == {"a": "failed"}
+
+
+def test_one_jobs_records_are_sanitized_at_a_time(lab):
+    dispatcher = lab.dispatcher()
+    for name in ("a", "b"):
+        lab.store.submit(_raw(name), NOW)
+    dispatcher.turn()
+    dispatcher.turn()
+    assert [drive.words for drive in lab.drivers.started] == [("prepare", "a")]
+    assert lab.store.prepared("a", "m")
+    lab.drivers.known["fabric-a-1-prepare"] = Life.GONE
+    dispatcher.turn()
+    assert [drive.words[1] for drive in lab.drivers.started] == ["a", "b", "a"]
+
+
+def test_what_was_reserved_for_a_place_that_a_crash_left_unwritten_is_given_back(lab):
+    dispatcher = lab.dispatcher()
+    dispatcher.turn()
+    books = dispatcher.books.spending
+    scope = Scope(classification=Classification.INTERNAL)
+    order = Order(scope=scope, zone="public", amount_micros=5)
+    books.reserve("a-1.0", "a", order, NOW, justification_key="hmac-sha256:00")
+    again = lab.dispatcher()
+    again.turn()
+    assert lab.balance() == (5, 0)  # it may be another dispatcher's that is at it
+    lab.clock_s += 61
+    again.turn()
+    assert lab.balance() == (0, 0)
+
+
+def test_fifty_submitters_race_for_the_last_dollar_and_it_is_never_overspent(tmp_path):
+    cost = 60 * PRICE // 3600
+    lab = Lab(tmp_path, clock_s=NOW, inside=0, outside=50, limit=2 * cost + cost // 2)
+    dispatchers = [
+        Lab(tmp_path, clock_s=NOW, inside=0, outside=50, limit=lab.limit, drivers=lab.drivers) for _ in range(3)
+    ]
+
+    def submitter(number: int) -> None:
+        Lab(tmp_path, clock_s=NOW).submit(f"j{number}")
+
+    def dispatch(one: Lab) -> None:
+        dispatcher = one.dispatcher()
+        for _ in range(6):
+            dispatcher.turn()
+
+    with ThreadPoolExecutor(20) as pool:
+        found = [pool.submit(submitter, number) for number in range(50)] + [
+            pool.submit(dispatch, d) for d in dispatchers
+        ]
+        for one in found:
+            one.result()
+    lab.dispatcher().turn()
+    reserved, spent = lab.balance()
+    assert reserved + spent <= lab.limit
+    placed = [row for row in lab.store.jobs() if row.state.holds]
+    assert len(placed) <= 2
+    assert sum(row.reserved_micros for row in placed) <= reserved
+
+
+def test_kill_minus_9_of_the_dispatcher_at_random_moments_runs_every_job_once_and_every_budget_adds_up(tmp_path):
+    lab, chance = Lab(tmp_path), random.Random(11)
+    names = [f"j{number}" for number in range(24)]
+    kills = 0
+    for number, name in enumerate(names):
+        lab.submit(name)
+        if number % 2:
+            continue
+        running = start(f"dispatch_lab.dispatch_for_ever({str(tmp_path)!r})")
+        assert running.stdout.readline() == "ready\n"
+        time.sleep(chance.random() * 0.4)
+        os.kill(running.pid, signal.SIGKILL)
+        running.wait()
+        running.stdout.close()
+        kills += 1
+    last = start(f"dispatch_lab.dispatch_for_ever({str(tmp_path)!r})")
+    try:
+        _until(lambda: not lab.store.jobs() and not lab.store.attempts(unsettled=True))
+    finally:
+        last.kill()
+        last.wait()
+        last.stdout.close()
+    assert kills >= 10
+    assert set(lab.states().values()) == {"done"}
+    done = Counter(line.split()[0] for line in (tmp_path / "done").read_text().splitlines())
+    assert done == dict.fromkeys(names, 1)
+    attempts = lab.store.attempts()
+    assert len(attempts) == len(names)
+    reserved, spent = lab.balance()
+    assert (reserved, spent) == (0, sum(a.spent_micros or 0 for a in attempts))
+    verified = verify_bundle(lab.ledger.bundle(), trusted=[KEY.public])
+    assert verified.records > len(names)
+
+
+def _until(ready, seconds: float = 120) -> None:
+    until = time.monotonic() + seconds
+    while not ready():
+        assert time.monotonic() < until, "it does not come to an end"
+        time.sleep(0.1)
+
+
+def _raw(name: str):
+    return NewJob(id=name, token=f"t-{name}", body=BODY, priority=0, deadline_s=None)

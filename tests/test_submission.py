@@ -1,0 +1,212 @@
+"""What is refused before anything is queued, what the queue may hold, and what policy says of a queued job."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import pytest
+from typer.testing import CliRunner
+
+from fabric.cli import app
+from fabric.config import Environment
+from fabric.errors import FabricError, Reason
+from fabric.job_store import open_queue
+from fabric.judgement import Judgement, matrix_name
+from fabric.people import write_people
+from fabric.session import Session
+from fabric.specs import QueueSpec
+from fabric.starter import write_starter
+from fabric.submission import deadline_of, submit, wish_of_file
+from fabric.testing import sealed_matrix
+from sanitize.spool import TRAIN
+
+AT = 1_795_800_000.0
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    write_starter(tmp_path)
+    write_people(tmp_path / "people.csv", rows=200, seed=1)
+    config = tmp_path / "fabric.toml"
+    config.write_text(config.read_text() + "\n[dispatch]\n")
+    change(tmp_path, 'zone = "public"', 'zone = "auto"')
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def change(folder, old, new, name="train.toml"):
+    path = folder / name
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+
+
+@pytest.fixture
+def session(folder):
+    found = Session.open(Environment.read({"FABRIC_PERSON": "ann"}), config_path=folder)
+    yield found
+    found.ledger.close()
+
+
+@pytest.fixture
+def store(session):
+    found = open_queue(session.config, session.home)
+    yield found
+    found.close()
+
+
+def wish(session, queue=None, labels=None):
+    return wish_of_file(session, session.config.path.parent / "train.toml", labels or {}, queue=queue)
+
+
+def refused(call, reason):
+    with pytest.raises(FabricError) as caught:
+        call()
+    assert caught.value.reason is reason
+    assert caught.value.hint
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('records = "people"', 'records = "peopel"', Reason.UNKNOWN_RECORDS),
+        ("people.recipe.toml", "peopel.recipe.toml", Reason.RECIPE_INVALID),
+        ('zone = "auto"', 'zone = "pubic"', Reason.UNKNOWN_ZONE),
+        ("workers = 2", "workers = 99", Reason.ZONE_HAS_NO_ROOM),
+        ("epochs = 20", "epoch = 20", Reason.UNKNOWN_KEY),
+        ("[training]", '[queue]\ngpu_model = "H300"\n[training]', Reason.GPU_MODEL_UNKNOWN),
+        ("[training]", '[queue]\ndeadline = "2020-01-01T00:00Z"\n[training]', Reason.DEADLINE_PAST),
+        ("[training]", '[queue]\ndeadline = "soon"\n[training]', Reason.JOB_INVALID),
+        ("[training]", "[sweep.search]\n[training]", Reason.CONFIG_INVALID),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_is_queued_or_kept(folder, session, store, old, new, reason):
+    change(folder, old, new)
+    refused(lambda: submit(session, store, wish(session)), reason)
+    assert store.jobs(open_only=False) == []
+    assert not (session.home.path / "recipes").exists()
+
+
+def test_an_unknown_label_is_refused_with_the_nearest_right_one(session):
+    assert (
+        "burst_eligible" in refused(lambda: wish(session, labels={"burst_eligable": "true"}), Reason.UNKNOWN_LABEL).hint
+    )
+
+
+def test_no_record_person_or_justification_enters_the_queue_and_no_text_the_ledger(folder, session, store):
+    change(folder, "no free GPU inside before the quarter closes", "Zyxwanda Quorvex wants it")
+    row, made = submit(session, store, wish(session), token="one")
+    assert made
+    for text in (row.body_text, json.dumps([entry.record for entry in session.ledger.entries()])):
+        for secret in ("Zyxwanda", "wants it", 'ann"', "people.csv", str(folder)):
+            assert secret not in text
+    assert session.home.justification(row.body["justification"]) == "Zyxwanda Quorvex wants it"
+    assert session.home.kept_recipe(row.body["recipe_file"]) == (folder / "people.recipe.toml").read_text()
+
+
+def test_a_kept_recipe_that_was_changed_is_not_used(session, store):
+    row, _ = submit(session, store, wish(session))
+    next((session.home.path / "recipes").iterdir()).write_text("")
+    refused(lambda: session.home.kept_recipe(row.body["recipe_file"]), Reason.RECIPE_INVALID)
+
+
+def test_the_same_token_is_the_same_job_and_one_record_also_when_its_deadline_has_passed(session, store):
+    queue = QueueSpec(deadline="+1h")
+    row, _ = submit(session, store, wish(session, queue), token="one")
+    again, made = submit(session, store, wish(session, queue), token="one")
+    assert (again.id, made) == (row.id, False)
+    assert [e.record["action"] for e in session.ledger.entries()] == ["submit", "submit"]
+    other = wish(session, QueueSpec(priority=3))
+    refused(lambda: submit(session, store, other, token="one"), Reason.SUBMIT_TOKEN_REUSED)
+
+
+def test_a_deadline_is_a_time_with_a_zone_or_a_span():
+    assert deadline_of("", AT) is None
+    assert deadline_of("+2h", AT) == AT + 7_200
+    assert deadline_of("2026-12-01T12:00Z", AT) == datetime(2026, 12, 1, 12, tzinfo=UTC).timestamp()
+    for text in ("2026-12-01T12:00", "+2w", "-2h", "+2h ", "now"):
+        refused(lambda text=text: deadline_of(text, AT), Reason.JOB_INVALID)
+
+
+def test_a_job_without_a_matrix_or_with_one_that_nobody_signed_has_no_verdict(session, store):
+    row, _ = submit(session, store, wish(session))
+    judge = Judgement(session)
+    assert judge.verdicts(row, AT) == {}
+    store.prepared(row.id, "nowhere")
+    assert judge.verdicts(store.find(row.id), AT) == {}
+
+
+def kept(session, **stated) -> str:
+    now = datetime.fromtimestamp(AT, UTC)
+    labels = session.config.source("people").labels.to_json()
+    matrix = sealed_matrix(
+        {"a": [1.0, 2.0], "b": [1.0, 2.0]},
+        key=session.key,
+        now=now,
+        purpose="cost-forecast",
+        labels=labels,
+        stated=stated,
+    )
+    folder = session.home.matrices / matrix_name(matrix) / TRAIN
+    folder.mkdir(parents=True)
+    (folder / "statement.json").write_bytes(matrix.signed.envelope)
+    (folder / "chunk-000000").write_bytes(matrix.chunks[0])
+    return matrix_name(matrix)
+
+
+def test_policy_is_asked_about_the_sealed_matrix_and_a_no_carries_its_numbers(session, store):
+    row, _ = submit(session, store, wish(session))
+    store.prepared(row.id, kept(session, risk={"k": 3, "l": 4, "t": "0.2"}))
+    found = Judgement(session).verdicts(store.find(row.id), AT)
+    assert found["private"].permitted
+    assert (found["public"].permitted, found["public"].code) == (False, "POLICY_DENIED")
+    assert dict(found["public"].facts) == {"k": 3, "k_required": 11}
+
+
+def test_a_yes_ends_with_the_matrixs_statement_and_a_named_zone_is_the_only_one(folder, session, store):
+    row, _ = submit(session, store, wish(session))
+    store.prepared(row.id, kept(session))
+    judge = Judgement(session)
+    found = judge.verdicts(store.find(row.id), AT)
+    assert found["public"].permitted
+    assert found["public"].until_s == AT + 86_400
+    assert not judge.verdicts(store.find(row.id), AT + 90_000)["public"].permitted
+    assert judge.egress_bytes(store.find(row.id)) > 0
+    change(folder, 'zone = "auto"', 'zone = "private"')
+    row, _ = submit(session, store, wish(session))
+    store.prepared(row.id, kept(session, part="matrix", note="another"))
+    found = judge.verdicts(store.find(row.id), AT)
+    assert (found["private"].permitted, found["public"].code) == (True, "WRONG_ZONE")
+
+
+def test_a_job_that_its_label_keeps_inside_is_denied_outside(session, store):
+    row, _ = submit(session, store, wish(session, labels={"burst_eligible": "false"}))
+    store.prepared(row.id, kept(session))
+    found = Judgement(session).verdicts(store.find(row.id), AT)
+    assert (found["private"].permitted, found["public"].permitted) == (True, False)
+
+
+def test_without_dispatch_in_fabric_toml_the_commands_say_what_to_add(folder):
+    change(folder, "\n[dispatch]\n", "\n", "fabric.toml")
+    for words in (["submit", "train.toml"], ["queue"], ["top", "--once"], ["cancel", "x"]):
+        done = CliRunner().invoke(app, words)
+        assert done.exception.reason is Reason.CONFIG_INVALID
+        assert "every key has a default" in done.exception.hint
+
+
+def test_the_queue_is_told_without_a_cluster_and_a_job_that_waits_is_taken_back(folder):
+    run = CliRunner().invoke
+    submitted = json.loads(run(app, ["submit", "train.toml", "--token", "one", "--priority", "5", "--json"]).stdout)
+    assert (submitted["new"], submitted["state"], submitted["priority"]) == (True, "queued", 5)
+    listed = json.loads(run(app, ["queue", "--json"]).stdout)
+    assert [job["job"] for job in listed["jobs"]] == [submitted["job"]]
+    assert listed["dispatcher"] is False
+    assert "being sanitized" in run(app, ["queue"]).stdout
+    assert "dispatcher IS NOT THERE" in run(app, ["top", "--once"]).stdout
+    assert json.loads(run(app, ["top", "--json"]).stdout)["limits"][0]["spent"] == 0
+    assert "taken back" in run(app, ["cancel", "one"]).stdout
+    assert "had ended" not in run(app, ["cancel", "one"]).stdout
+    assert json.loads(run(app, ["queue", "--json"]).stdout)["jobs"] == []
+    assert json.loads(run(app, ["queue", "--all", "--json"]).stdout)["jobs"][0]["state"] == "cancelled"
+    assert run(app, ["cancel", "nobody"]).exception.reason is Reason.JOB_UNKNOWN
