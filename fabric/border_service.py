@@ -347,7 +347,7 @@ def _options(terms: BorderTerms) -> list[tuple[str, int]]:
         ("grpc.max_concurrent_streams", 16),
         ("grpc.max_allowed_incoming_connections", terms.connections),
         ("grpc.server_handshake_timeout_ms", _HANDSHAKE_MS),
-        ("grpc.max_connection_idle_ms", 300_000),
+        ("grpc.max_connection_idle_ms", 30_000),
         # A peer that is gone without a word is noticed; a client may ask as often whether we are there.
         ("grpc.keepalive_time_ms", 20_000),
         ("grpc.keepalive_timeout_ms", 20_000),

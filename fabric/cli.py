@@ -13,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from fabric.border_commands import border_app
 from fabric.clusters_commands import clusters_app
 from fabric.config import Config, Environment, find_config, load_config
 from fabric.cost_commands import cost
@@ -43,6 +44,7 @@ app = typer.Typer(
 app.add_typer(recipe_app)
 app.add_typer(evidence_app, name="evidence")
 app.add_typer(witness_app, name="witness")
+app.add_typer(border_app, name="border")
 app.command("verify")(verify)
 app.add_typer(policy_app, name="policy")
 app.add_typer(clusters_app, name="clusters")

@@ -105,7 +105,7 @@ class _BorderTable(Spec):
     fetches: Annotated[int, Field(ge=1, le=100_000)] = 256
     return_mib: Annotated[int, Field(ge=1, le=1_048_576)] = 16_384
     stall_seconds: Annotated[int, Field(ge=5, le=600)] = 60
-    memory_mib: Annotated[int, Field(ge=512, le=65_536)] = 4_096
+    memory_mib: Annotated[int, Field(ge=512, le=65_536)] = 2_048
 
 
 class _File(Spec):
@@ -213,7 +213,7 @@ class BorderTerms:
     fetches: int = 256
     return_mib: int = 16_384
     stall_seconds: int = 60
-    memory_mib: int = 4_096
+    memory_mib: int = 2_048
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

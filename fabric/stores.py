@@ -88,6 +88,7 @@ class Home:
         Raises:
             FabricError: `EVIDENCE_UNWRITABLE`.
         """
+        self._make(self.border)
         self._make(self.border / name)
         return self.border / name
 

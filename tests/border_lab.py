@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
+
+import psutil
 
 from fabric.artifacts import digest
 from fabric.border import Border, Errand
 from fabric.border_carrier import BorderCarrier
 from fabric.border_client import BorderTicket
+from fabric.border_process import READY, standing
 from fabric.border_refusals import Recorder
 from fabric.border_service import BorderService
 from fabric.certificates import Authority
@@ -47,6 +54,21 @@ ERRAND = Errand(
 )
 
 
+FABRIC = """
+[fabric]
+name = "lab"
+
+[zones.private]
+kind = "private"
+jurisdiction = "EU"
+cpus = 2
+
+[zones.public]
+kind = "public"
+jurisdiction = "EU"
+"""
+
+
 @dataclass
 class Lab:
     """A fabric in a folder: border, carrier, and a service when one is started."""
@@ -56,9 +78,14 @@ class Lab:
     time: object = now
     port: int = 0
     services: list = field(default_factory=list)
+    processes: list = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.home = Home.open(self.folder)
+        self.config = self.folder / "fabric.toml"
+        terms = {f.name: getattr(self.terms, f.name) for f in fields(self.terms)}
+        told = "\n".join(f"{name} = {json.dumps(value)}" for name, value in terms.items())
+        self.config.write_text(f"{FABRIC}\n[border]\n{told}\n")
+        self.home = Home.open(self.folder / ".fabric")
         self.key = self.home.signing_key()
         self.ledger = Ledger.open(self.home.evidence, key=self.key, origin="lab/ledger", clock=now, new_id=new_id)
         self.authority = Authority.open(self.home, now=now())
@@ -80,10 +107,33 @@ class Lab:
         self.services.append(service)
         return service
 
+    def spawn(self) -> subprocess.Popen:
+        """Start the service as a process of its own, as `fabric border serve` does, and wait until it is ready."""
+        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+        process = subprocess.Popen(
+            [Path(sys.executable).parent / "fabric", "border", "serve", "--config", self.config],
+            env=env, stdout=subprocess.PIPE, stderr=(self.folder / "service.log").open("ab"), text=True,
+        )  # fmt: skip
+        line = process.stdout.readline()
+        assert line.startswith(READY), (self.folder / "service.log").read_text()
+        self.port = int(line.strip().rpartition(":")[2])
+        self.processes.append(process)
+        return process
+
+    @property
+    def serving(self) -> psutil.Process:
+        """Return the process that serves."""
+        return psutil.Process(standing(self.home).pid)
+
     def stop(self) -> None:
         """Stop every service."""
         while self.services:
             self.services.pop().stop(0.2)
+        while self.processes:
+            process = self.processes.pop()
+            process.terminate()
+            process.wait(20)
+            process.stdout.close()
 
     def matrix(self, *, rows: int = 40, chunk_rows: int = 16):
         """Return a sealed matrix."""
@@ -120,10 +170,10 @@ class Lab:
 
 
 @contextmanager
-def lab(folder: Path, **settings):
-    """Yield a lab with a service, and stop it."""
+def lab(folder: Path, *, spawned: bool = False, **settings):
+    """Yield a lab with a service, in this process or one of its own, and stop it."""
     made = Lab(folder, **settings)
-    made.start()
+    made.spawn() if spawned else made.start()
     try:
         yield made
     finally:
