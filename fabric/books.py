@@ -237,7 +237,9 @@ class Books:
         one.waits = False
         del self.waiting[one.job.id]
         for name in one.inside:
-            self.rooms[name].line.remove(one)
+            room = self.rooms[name]
+            room.line.remove(one)
+            room.promised.pop(one.job.id, None)
 
     def could_hold(self, job: Job, room: Room) -> bool:
         """Say whether the pool has the GPUs that the job asks for, and enough of them when it is empty."""

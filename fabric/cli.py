@@ -27,6 +27,7 @@ from fabric.people import write_people
 from fabric.policy_commands import approve_command, plan, policy_app
 from fabric.queue_commands import cancel_command, queue_command, start_dispatcher, submit_command, top_command
 from fabric.recipe_commands import recipe_app
+from fabric.simulate_commands import simulate
 from fabric.starter import PEOPLE, write_starter
 from fabric.stores import Home
 from fabric.xray_commands import show_xray
@@ -58,6 +59,7 @@ app.command("submit")(submit_command)
 app.command("queue")(queue_command)
 app.command("top")(top_command)
 app.command("cancel")(cancel_command)
+app.command("simulate")(simulate)
 
 ConfigOption = Annotated[Path | None, typer.Option("--config", "-c", help="fabric.toml, or the folder it is in.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]

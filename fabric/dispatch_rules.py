@@ -131,23 +131,23 @@ class Rules:
 
     spill: Mapping[WorkloadClass, Spill] = field(default_factory=dict)
     margin_s: float = 60.0
-    overrun_share: float = 0.1
+    overrun_share: float = 0.15
     startup_s: float = 120.0
     egress_mb_s: float = 100.0
     reserve: float = 0.05
     reserve_short_s: float = 600.0
     release: float = 0.7
     calm_s: float = 300.0
-    stay_s: float = 900.0
+    stay_s: float = 300.0
     drain_left_s: float = 1_800.0
-    max_moves: int = 4
+    max_moves: int = 16
     checkpoint_s: float = 600.0
     stays_s: float = 7_200.0
     priority_s: float = 3_600.0
     preempt_gap: int = 10
     fair_s: float = 900.0
     weights: Mapping[str, float] = field(default_factory=dict)
-    late_s: float = 3_600.0
+    late_s: float = 21_600.0
     stale_s: float = 120.0
     gone_s: float = 900.0
     price_jump: float = 0.5
@@ -207,23 +207,23 @@ class DispatchTable(Spec):
     """`[dispatch]` of fabric.toml; every key has a default."""
 
     margin_s: _Seconds = 60.0
-    overrun_share: _Share = 0.1
+    overrun_share: _Share = 0.15
     startup_s: _Seconds = 120.0
     egress_mb_s: Annotated[float, Field(gt=0, le=1_000_000)] = 100.0
     reserve: _Share = 0.05
     reserve_short_s: _Seconds = 600.0
     release: _Share = 0.7
     calm_s: _Seconds = 300.0
-    stay_s: _Seconds = 900.0
+    stay_s: _Seconds = 300.0
     drain_left_s: _Seconds = 1_800.0
-    max_moves: Annotated[int, Field(ge=0, le=100)] = 4
+    max_moves: Annotated[int, Field(ge=0, le=100)] = 16
     checkpoint_s: Annotated[float, Field(gt=0, le=86_400)] = 600.0
     stays_s: _Seconds = 7_200.0
     priority_s: _Seconds = 3_600.0
     preempt_gap: Annotated[int, Field(ge=1, le=200)] = 10
     fair_s: _Seconds = 900.0
     weights: Annotated[dict[str, float], Field(default_factory=dict)]
-    late_s: _Seconds = 3_600.0
+    late_s: _Seconds = 21_600.0
     stale_s: _Seconds = 120.0
     gone_s: _Seconds = 900.0
     price_jump: Annotated[float, Field(ge=0, le=100)] = 0.5

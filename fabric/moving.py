@@ -30,8 +30,9 @@ def victims(one: Waiting, room: Room, held: Iterable[Holding], rules: Rules, now
         key=lambda h: (not h.was.outside, h.job.priority, -(h.job.deadline_s or h.was.start_by_s), h.job.id)
     )
     leaving = room_leaving(room, held)
-    gpus = room.free_gpus + sum(h.gpus for h in leaving)
-    cpus = room.free_cpus + sum(h.cpus for h in leaving)
+    # What others were promised of it is not there.
+    gpus = room.free_gpus + sum(h.gpus for h in leaving) - sum(gpus for gpus, _ in room.promised.values())
+    cpus = room.free_cpus + sum(h.cpus for h in leaving) - sum(cpus for _, cpus in room.promised.values())
     found = []
     for holding in candidates:
         if gpus >= one.gpus and cpus >= one.cpus:

@@ -304,7 +304,7 @@ class Dispatch:
             left_s=left_s,
             since_s=since_s,
             start_by_s=start_by_s,
-            rank=start_by_s - job.priority * self.rules.priority_s - (0.0 if outside else self.rules.stays_s),
+            rank=self._rank(job, start_by_s, since_s, stays=not outside),
             turn=self._turn,
             group=(job.team, not outside, books.accounts.names(job)),
             inside=tuple(inside),
@@ -313,6 +313,10 @@ class Dispatch:
             cpus=job.need.total_cpus,
             moves=moves,
         )
+
+    def _rank(self, job: Job, start_by_s: float, since_s: float, *, stays: bool) -> float:
+        """Return who goes first: the latest start, less the head starts of priority and of work that must stay."""
+        return start_by_s - job.priority * self.rules.priority_s - (self.rules.stays_s if stays else 0.0)
 
     def _gone(self, one: Waiting) -> None:
         self._books.shares.leaves(one.job.team)
@@ -363,8 +367,12 @@ class Dispatch:
                 ((one.rank + shares.setback_s(one.job.team), one.turn, one) for one in room.line.heads()),
                 key=lambda item: item[:2],
             )
+            stays_wait = any(not one.outside for _, _, one in heads)
             for _, _, one in heads:
                 if self._may_not_now(one, room) is not None:
+                    continue
+                # Work that has another way keeps no room from work that has none.
+                if stays_wait and one.outside and self._is_reserved(one, room):
                     continue
                 if not room.fits(one.gpus, one.cpus):
                     return one
@@ -445,7 +453,11 @@ class Dispatch:
                         return
         if one.inside and all(books.unhealthy(books.rooms[name], now_s) is not None for name in one.inside):
             self._private_failed(one)
-        elif one.outside:
+        else:
+            self._decide_waiting(one)
+
+    def _decide_waiting(self, one: Waiting) -> None:
+        if one.outside:
             self._may_leave(one)
         else:
             self._must_stay(one)
@@ -540,7 +552,13 @@ class Dispatch:
             self._say(one, self._no_pool(one).reason, None)
             return
         if one.job.deadline_s is None or one.late:
-            self._say(one, Reason.WAITS_FOR_ROOM, None)
+            # Nothing is lost any more by waiting, but patience ends: what must stay has no other way.
+            if now_s >= one.start_by_s:
+                one.start_by_s = now_s + max(rules.margin_s, rules.of(one.job.workload).patience_s)
+                if self._shrink_inside(one) or self._make_room(one):
+                    return
+            self._say(one, Reason.DEADLINE_MISSED if one.late else Reason.WAITS_FOR_ROOM, None)
+            self._arm(one, one.start_by_s)
             return
         start_by_s = one.start_by_s - rules.overrun_share * one.left_s
         press_s = start_by_s - rules.checkpoint_s - 2 * rules.margin_s
@@ -575,14 +593,14 @@ class Dispatch:
 
     def _shrink_inside(self, one: Waiting) -> bool:
         need, job = one.job.need, one.job
-        if not need.min_workers or job.deadline_s is None:
+        if not need.min_workers:
             return False
         for room in (self._books.rooms[name] for name in one.inside):
             if self._books.unhealthy(room, self._now_s) is not None or self._may_not_now(one, room) is not None:
                 continue
             for workers in range(need.workers - 1, need.min_workers - 1, -1):
                 ends_s = self._now_s + one.left_s * need.workers / workers
-                if ends_s > job.deadline_s:
+                if job.deadline_s is not None and not one.late and ends_s > job.deadline_s:
                     break
                 if room.fits(workers * need.gpus, workers * need.cpus) and self._start(one, room, workers, "shrunk"):
                     return True
@@ -604,7 +622,8 @@ class Dispatch:
             if found:
                 # What is freed is for the one that it was freed for.
                 start_by_s = one.start_by_s
-                self._rerank(one, self._now_s - 100 * self.rules.priority_s - self.rules.late_s)
+                self._rerank(one, min(one.rank, self._now_s - self.rules.late_s))
+                room.promised[one.job.id] = (one.gpus, one.cpus)
                 self._say(one, Reason.WAITS_FOR_ROOM, start_by_s)
                 self._arm(one, math.nextafter(start_by_s, math.inf))
                 return True

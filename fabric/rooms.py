@@ -35,6 +35,7 @@ class Room:
         "line",
         "name",
         "pool",
+        "promised",
         "running",
         "usual",
     )
@@ -45,6 +46,8 @@ class Room:
         self.pool = pool
         self.gpus_held = 0
         self.cpus_held = 0
+        self.promised: dict[str, tuple[int, int]] = {}
+        """What waiting jobs were made room for, and have not taken yet."""
         self.running: list[tuple[float, str, int, int]] = []
         self.line = Line(
             in_gpus=pool.gpus_total > 0, origin_s=pool.observed_s if math.isfinite(pool.observed_s) else 0.0

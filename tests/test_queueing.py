@@ -44,7 +44,16 @@ YES = Verdict(permitted=True)
 NO = Verdict(permitted=False, code="POLICY_DENIED", rules=("move.k",), facts=(("k", 3), ("k_required", 11)))
 ANYWHERE = {"private": YES, "public": YES, "other": YES}
 INSIDE_ONLY = {"private": YES, "public": NO, "other": NO}
-RULES = Rules(stale_s=1e12, calm_s=60.0, stay_s=60.0, drain_left_s=600.0, reserve=0.0, checkpoint_s=300.0, stays_s=0.0)
+RULES = Rules(
+    stale_s=1e12,
+    calm_s=60.0,
+    stay_s=60.0,
+    drain_left_s=600.0,
+    reserve=0.0,
+    checkpoint_s=300.0,
+    stays_s=0.0,
+    overrun_share=0.1,
+)
 PRIVATE = Pool(
     zone="private", kind=ZoneKind.PRIVATE, gpu_model="H200", gpus_total=4, price=0, health=Health.HEALTHY,
     observed_s=0.0,
