@@ -119,10 +119,7 @@ def _rules(config: Path | None) -> Rules:
     from fabric.config import Environment, find_config, load_config  # noqa: PLC0415
     from fabric.dispatch_rules import Rules  # noqa: PLC0415
 
-    if config is None:
-        rules = Rules()
-    else:
-        rules = load_config(find_config(Environment.read(), config, Path.cwd())).dispatch
+    rules = Rules() if config is None else load_config(find_config(Environment.read(), config, Path.cwd())).dispatch
     # The simulated world is always seen fresh.
     return replace(rules, stale_s=math.inf)
 
