@@ -242,13 +242,16 @@ class Books:
             room.promised.pop(one.job.id, None)
 
     def could_hold(self, job: Job, room: Room) -> bool:
-        """Say whether the pool has the GPUs that the job asks for, and enough of them when it is empty."""
+        """Say whether the pool has the GPUs that the job asks for, and enough of them when it is empty.
+
+        What other work holds there now, which this queue did not start, it may give back.
+        """
         need, pool = job.need, room.pool
         least = need.min_workers or need.workers
         return (
             need.gpu_model in ("", pool.gpu_model)
-            and least * need.gpus <= pool.gpus_total - pool.gpus_taken
-            and (not pool.counts_cpus or least * need.cpus <= pool.cpus_total - pool.cpus_taken)
+            and least * need.gpus <= pool.gpus_total
+            and (not pool.counts_cpus or least * need.cpus <= pool.cpus_total)
         )
 
 

@@ -101,7 +101,7 @@ class Dispatcher:
     """Runs the queue of one fabric, turn by turn.
 
     Attributes:
-        decision: fresh: it is told everything from the stores.
+        new_decision: makes a fresh one; it is told everything from the stores, also after a turn that was cut short.
         pools: what is seen of every pool now.
         preparing: how many jobs' records are sanitized at once.
         orphaned_s: the age from which on a reservation without an attempt is a dead dispatcher's.
@@ -110,13 +110,14 @@ class Dispatcher:
     store: JobStore
     ledger: Ledger
     books: Books
-    decision: Decision
+    new_decision: Callable[[], Decision]
     launcher: Launcher
     judge: Judge
     pools: Callable[[float], Iterable[Pool]]
     clock: Callable[[], float]
     preparing: int = 1
     orphaned_s: float = 60.0
+    _decision: Decision | None = None
     _swept: float | None = None
     _told: dict[str, _Told] = field(default_factory=dict)
     _rows: dict[str, Row] = field(default_factory=dict)
@@ -140,14 +141,23 @@ class Dispatcher:
         for attempt in self.store.attempts(unsettled=True):
             self._settle(attempt)
         self._give_back(now)
+        decision = self._decision or self._anew()
+        # What was decided and not done would never be done: if this turn is cut short, the next begins anew.
+        self._decision = None
         # 3. Tell.
         for event in self._events(self.store.jobs(), now):
-            self.decision.apply(event)
+            decision.apply(event)
         # 4. Decide, and do.
-        for action in self.decision.decide(now):
-            self._do(action, now)
+        for action in decision.decide(now):
+            self._do(action, decision, now)
+        self._decision = decision
         self.store.beat(SIGN, now)
         return tuple(self._happened)
+
+    def _anew(self) -> Decision:
+        self._told.clear()
+        self._rows.clear()
+        return self.new_decision()
 
     # 1. Follow.
 
@@ -291,10 +301,12 @@ class Dispatcher:
 
     # 4. Do.
 
-    def _do(self, action: Action, now: float) -> None:
+    def _do(self, action: Action, decision: Decision, now: float) -> None:
         row = self._rows[action.job]
         if isinstance(action, Start):
-            self._start(row, action, now)
+            refused = self._start(row, action, now)
+            if refused is not None:
+                decision.apply(refused)
         elif isinstance(action, Hold):
             self._hold(row, action)
         elif isinstance(action, Shed):
@@ -304,15 +316,14 @@ class Dispatcher:
         elif isinstance(action, Extend):
             self._extend(row, action, now)
 
-    def _start(self, row: Row, action: Start, now: float) -> None:
+    def _start(self, row: Row, action: Start, now: float) -> StartRefused | None:
         number, pool = row.attempt + 1, self._pools[action.pool]
         job = job_of(row, self._told[row.id].verdicts, self.judge.egress_bytes(row))
         try:
             # Reserve first: what nobody pays for does not start.
             reservation = self.books.reserve(job, pool, action, number, now, why=str(row.body["justification"]))
         except FabricError as error:
-            self._refused(row, action, error, now)
-            return
+            return self._refused(row, action, error, now)
         place = Place(
             zone=action.zone,
             pool=action.pool,
@@ -327,22 +338,22 @@ class Dispatcher:
         if not placed:  # it was taken back meanwhile, or another dispatcher placed it
             self.books.release(reservation, now)
             self._told[row.id] = replace(self._told[row.id], state=State.QUEUED)
-            self.decision.apply(self._start_refused(row, action, Reason.JOB_CANCELLED.value, now, now))
-            return
+            return self._start_refused(row, action, Reason.JOB_CANCELLED.value, now, now)
         self._told[row.id] = replace(self._told[row.id], state=State.STARTING, attempt=number)
         self._happen("start", row, action.zone, reason=action.reason)
         self._happen("wait", row, action.zone, value=max(0.0, now - row.submitted_s))
         if not row.driver:
             self._launch(self.store.find(row.id))
+        return None
 
-    def _refused(self, row: Row, action: Start, error: FabricError, now: float) -> None:
+    def _refused(self, row: Row, action: Start, error: FabricError, now: float) -> StartRefused:
         until = getattr(error, "hold_until_s", None)
         self.ledger.observe(
             "refusal", {"what": "place", "job": row.id, "zone": action.zone, "code": error.reason.value}
         )
         self._happen("refusal", row, action.zone, reason=error.reason.value)
         until = now + REFUSED_START_WAITS_S if until is None else until
-        self.decision.apply(self._start_refused(row, action, error.reason.value, now, until))
+        return self._start_refused(row, action, error.reason.value, now, until)
 
     def _start_refused(self, row: Row, action: Start, reason: str, now: float, until: float) -> StartRefused:
         return StartRefused(job=row.id, pool=action.pool, reason=reason, at_s=now, until_s=until)
@@ -369,6 +380,7 @@ class Dispatcher:
         """Reserve more for what takes longer; where that is refused, it leaves at its next checkpoint."""
         try:
             self.books.extend(row, action, now, why=str(row.body["justification"]))
+            self.store.reserved_more(row.id, row.attempt, action.cost_micros)
         except FabricError as error:
             self.ledger.observe(
                 "refusal", {"what": "extend", "job": row.id, "zone": row.zone, "code": error.reason.value}

@@ -7,12 +7,14 @@ in the stores. One per fabric, by its name.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import sys
 import threading
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -26,7 +28,7 @@ from fabric.config import Environment
 from fabric.dispatch import Dispatcher, Happening
 from fabric.errors import ClusterUnavailable, FabricError, Reason
 from fabric.fleet import Health, Pool
-from fabric.job_store import JobStore, State, open_queue
+from fabric.job_store import PROBLEM, JobStore, State, open_queue
 from fabric.judgement import Judgement
 from fabric.launching import Drive, Life
 from fabric.local_cluster import running
@@ -137,7 +139,9 @@ class Capacity:
         used = _sum(alive, unit) - sum(free.get(node["NodeID"], {}).get(unit, 0.0) for node in alive)
         gpus = min(declared.gpus_total, int(_sum(alive, "GPU")))
         gpus_used = _sum(alive, "GPU") - sum(free.get(node["NodeID"], {}).get("GPU", 0.0) for node in alive)
-        taken = max(0, int(used + 0.999 - PRIVATE_PINCH) - held - kept)
+        # What sanitizes takes the room that is kept for it; what else is in the zone takes the jobs'.
+        spared = min(kept, _sanitizers()) if kept else 0
+        taken = max(0, math.ceil(used - 0.5) - held - spared)
         return Pool(
             zone=zone.name,
             kind=zone.kind,
@@ -165,6 +169,15 @@ def _priced(pool: Pool, prices: ZonePrices) -> Pool:
         idle=prices.idle,
         priced_s=None if prices.known_s is None else pool.observed_s,
     )
+
+
+def _sanitizers() -> int:
+    """Return how many sanitizers there are now; each takes a CPU."""
+    try:
+        alive = ray._private.state.actors(actor_state_name="ALIVE").values()
+        return sum(actor["ActorClassName"] == "Sanitizer" for actor in alive)
+    except Exception as error:  # noqa: BLE001 - as above
+        raise _unanswered(error) from None
 
 
 def _health(nodes: list[dict[str, Any]], alive: list[dict[str, Any]]) -> Health:
@@ -237,7 +250,7 @@ def make(session: Session, store: JobStore, url: str) -> Dispatcher:
         store=store,
         ledger=session.ledger,
         books=Books(spending=spending, terms=terms, new_id=new_id),
-        decision=Dispatch(config.dispatch),
+        new_decision=lambda: Dispatch(config.dispatch),
         launcher=RayLauncher(url, config.private),
         judge=Judgement(session),
         pools=Capacity(session=session, store=store, book=book).pools,
@@ -275,11 +288,17 @@ class DispatcherActor:
                 self._said = ""
             except FabricError as error:
                 self._said = error.reason.value
+                self._complain()
             except Exception as error:  # noqa: BLE001 - the next turn reads everything anew; a message may carry data
                 self._said = type(error).__name__
                 _LOG.error("a turn failed with %s", self._said)
             self._turns += 1
             time.sleep(max(0.05, TURN_EVERY_S - (time.monotonic() - began)))
+
+    def _complain(self) -> None:
+        """Say in the queue what keeps it from taking turns."""
+        with suppress(FabricError):
+            self._dispatcher.store.beat(f"{PROBLEM}{self._said}", now().timestamp())
 
 
 def ensure(session: Session) -> Any:

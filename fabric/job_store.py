@@ -10,7 +10,7 @@ Bodies hold specs, labels and digests: no record, no name of a person, no text o
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
@@ -51,6 +51,8 @@ class State(StrEnum):
 
 SIGN = "dispatcher"
 """The name under which the dispatcher leaves its signs of life."""
+PROBLEM = "problem-"
+"""What a sign begins with that names what keeps the dispatcher from taking turns."""
 ENDS = (State.DONE, State.FAILED, State.REFUSED, State.CANCELLED, State.SHED)
 HOLDING = (State.STARTING, State.RUNNING, State.LEAVING)
 
@@ -196,18 +198,16 @@ _LEFT = """
 UPDATE job SET state = 'queued', left_over = :left, zone = '', pool = '', workers = 0, leave = ''
 WHERE id = :id AND state IN ('running', 'leaving') AND attempt = :attempt AND driver = :driver
 """
+# What fails because it was being taken back has not failed.
 _END = """
-UPDATE job SET state = :state, code = :code, result = :result, ended = :at, hold = '', leave = ''
+UPDATE job SET state = CASE WHEN cancel = 1 THEN :or_cancelled ELSE :state END, code = :code, result = :result,
+  ended = :at, hold = '', leave = ''
 WHERE id = :id AND state IN ('running', 'leaving') AND attempt = :attempt AND driver = :driver
 """
 _LOSE = """
 UPDATE job SET state = :state, lost = lost + 1, driver = '', own_driver = 0, left_over = NULL, code = :code,
   ended = :ended, zone = '', pool = '', workers = 0, leave = ''
 WHERE id = :id AND state IN ('starting', 'running', 'leaving') AND attempt = :attempt
-"""
-_UNPLACE = """
-UPDATE job SET state = 'queued', zone = '', pool = '', workers = 0
-WHERE id = :id AND state = 'starting' AND attempt = :attempt
 """
 _WITHDRAW = """
 UPDATE job SET state = :state, code = :code, ended = :at, hold = '' WHERE id = :id AND state = 'queued'
@@ -323,10 +323,6 @@ class JobStore:
                 self._database.run(_OVER, id=job, attempt=attempt, at=_stamp(at), outcome="lost")
             return bool(done)
 
-    def unplace(self, job: str, attempt: int, at: float) -> bool:
-        """Take a place back that nobody has claimed."""
-        return self._over(_UNPLACE, job, attempt, at, "unplaced")
-
     def stopped(self, job: str, attempt: int, at: float) -> bool:
         """Note that a cancelled job's driver is stopped."""
         return self._over(_STOPPED, job, attempt, at, "cancelled")
@@ -429,9 +425,10 @@ class JobStore:
         self, job: str, attempt: int, driver: str, state: State, at: float, *, code: str = "", result: str = ""
     ) -> bool:
         """Say how the work ended."""
+        ended = {"state": state.value, "or_cancelled": (state if state is State.DONE else State.CANCELLED).value}
         with self._database.transaction(write=True):
             done, _ = self._database.run(
-                _END, id=job, attempt=attempt, driver=driver, state=state.value, code=code, result=result, at=_stamp(at)
+                _END, id=job, attempt=attempt, driver=driver, code=code, result=result, at=_stamp(at), **ended
             )
             if done:
                 self._database.run(_OVER, id=job, attempt=attempt, at=_stamp(at), outcome=state.value)
@@ -483,17 +480,15 @@ class JobStore:
             rows = self._database.run("SELECT at FROM sign WHERE name = :name", name=name)[1]
         return rows[0][0] / 1e6 if rows else None
 
-    def newest_time(self) -> float | None:
-        """Return the newest time at which a job was submitted or an attempt placed."""
+    def problems(self, since_s: float) -> list[str]:
+        """Return what has kept the dispatcher from taking turns since then, newest first: reason tokens."""
         with self._database.transaction(write=False):
-            times = [
-                rows[0][0]
-                for rows in (
-                    self._database.run("SELECT max(submitted) FROM job")[1],
-                    self._database.run("SELECT max(placed) FROM attempt")[1],
-                )
-            ]
-        return max((at / 1e6 for at in times if at is not None), default=None)
+            rows = self._database.run(
+                "SELECT name FROM sign WHERE name LIKE :like AND at >= :since ORDER BY at DESC",
+                like=f"{PROBLEM}%",
+                since=_stamp(since_s),
+            )[1]
+        return [name.removeprefix(PROBLEM) for (name,) in rows]
 
     def close(self) -> None:
         """Close the database; closing twice is the same as once."""
@@ -516,11 +511,6 @@ class JobStore:
         if not rows:
             raise InvalidInput(Reason.JOB_UNKNOWN, "there is no such job", "`fabric queue --all` lists them")
         return _row(rows[0])
-
-
-def waiting(rows: Iterable[Row]) -> list[Row]:
-    """Return those that wait."""
-    return [row for row in rows if row.state is State.QUEUED]
 
 
 def _row(columns: Sequence[Any]) -> Row:

@@ -87,11 +87,15 @@ def queue_command(
             rows = sorted(
                 {row.id: row for row in [*rows, *store.jobs(open_only=False, newest=NEWEST)]}.values(), key=_when
             )
-        alive = _is_alive(store)
+        alive, problems = _is_alive(store), store.problems(now().timestamp() - ALIVE_S)
     if as_json:
-        typer.echo(json.dumps({"dispatcher": alive, "jobs": [shown_row(row) for row in rows]}, indent=2))
+        typer.echo(
+            json.dumps({"dispatcher": alive, "problems": problems, "jobs": [shown_row(row) for row in rows]}, indent=2)
+        )
         return
-    if not alive:
+    if problems:
+        typer.echo(f"The dispatcher cannot take its turns ({', '.join(problems)}); nothing starts.", err=True)
+    elif not alive:
         typer.echo("No dispatcher takes turns: `fabric up`, or `fabric submit`, starts it.", err=True)
     typer.echo(f"{len(rows)} jobs in the queue of {loaded.name}")
     for row in rows:

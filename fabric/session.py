@@ -38,6 +38,7 @@ class Session:
         job: id under which this work stands in the evidence.
         job_labels: labels that the job itself was given; None where none were, as in a notebook.
         trusted: keys whose statements are believed.
+        acts_for: pseudonym of whoever submitted this work, where another's process does it; empty for one's own.
     """
 
     config: Config
@@ -50,6 +51,7 @@ class Session:
     trusted: tuple[PublicKey, ...]
     job: str
     job_labels: Labels | None
+    acts_for: str = ""
 
     @classmethod
     def open(cls, environment: Environment, *, config_path: Path | None = None) -> Session:
@@ -84,8 +86,8 @@ class Session:
 
     @property
     def person(self) -> str:
-        """Return the pseudonym of whoever runs this."""
-        return self.home.pseudonym(self.environment.person)
+        """Return the pseudonym of whoever this work is for: policy and second persons are asked about them."""
+        return self.acts_for or self.home.pseudonym(self.environment.person)
 
     def labels(self, *records: str) -> Labels:
         """Return the labels of work on `records`: as sensitive as the most sensitive of them and of the job.

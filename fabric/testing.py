@@ -123,13 +123,18 @@ class ProcessLauncher:
     def _life(self, path: Path) -> Life:
         with suppress(OSError):
             about = path.stat()
-            if not about.st_size and time.time() - about.st_mtime < self.pending_s:
+            young = time.time() - about.st_mtime < self.pending_s
+            if not about.st_size and (young or self._is_there(path.name)):
                 return Life.ALIVE
         with suppress(OSError, ValueError, psutil.Error):
             process = psutil.Process(int(path.read_text()))
             if process.status() != psutil.STATUS_ZOMBIE:
                 return Life.ALIVE
         return Life.STOPPED if path.with_name(f"{path.name}.stopped").exists() else Life.GONE
+
+    def _is_there(self, submission: str) -> bool:
+        """Look for a process whose number was never written down, because whoever started it was killed."""
+        return any(submission in (process.info["cmdline"] or ()) for process in psutil.process_iter(["cmdline"]))
 
 
 class UnsafeBorderWarning(UserWarning):

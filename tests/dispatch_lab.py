@@ -105,6 +105,7 @@ class Lab:
     folder: Path
     inside: int = 1
     outside: int = 4
+    taken: int = 0
     limit: int = 10**9
     rules: Rules = EAGER
     clock_s: float | None = None
@@ -137,7 +138,7 @@ class Lab:
             store=self.store,
             ledger=self.ledger,
             books=Books(spending=Spending(self.budgets, self.ledger, "EUR"), terms=terms, new_id=lambda: uuid4().hex),
-            decision=Dispatch(self.rules),
+            new_decision=lambda: Dispatch(self.rules),
             launcher=launcher or self.drivers,
             judge=Judge(),
             pools=self.pools,
@@ -151,7 +152,16 @@ class Lab:
             ("public", ZoneKind.PUBLIC, self.outside, PRICE),
         ):
             health = self.health.get(zone, Health.HEALTHY)
-            yield Pool(zone=zone, kind=kind, cpus_total=cpus, price=price, egress=0, health=health, observed_s=now_s)
+            yield Pool(
+                zone=zone,
+                kind=kind,
+                cpus_total=cpus,
+                cpus_taken=self.taken if zone == "private" else 0,
+                price=price,
+                egress=0,
+                health=health,
+                observed_s=now_s,
+            )
 
     def submit(self, name: str, *, deadline_s: float | None = None, priority: int = 0, driver: str = "", **body) -> Row:
         new = NewJob(

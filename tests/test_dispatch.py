@@ -13,10 +13,11 @@ import pytest
 from dispatch_lab import BODY, KEY, PRICE, Lab, start
 
 from fabric.budgets import Order
-from fabric.errors import ClusterUnavailable, Reason
+from fabric.dispatch_rules import Rules, Spill
+from fabric.errors import ClusterUnavailable, FabricError, Reason
 from fabric.fleet import Health, Scope
 from fabric.job_store import NewJob, State
-from fabric.labels import Classification
+from fabric.labels import Classification, WorkloadClass
 from fabric.launching import Life
 from fabric.verification import verify_bundle
 
@@ -72,6 +73,43 @@ def test_a_job_that_may_leave_does_when_the_private_zone_is_full_and_is_paid_for
     assert lab.balance()[0] >= 60 * PRICE // 3600
     order = [e.record["action"] for e in lab.ledger.entries() if e.record["body"].get("job") == "b"]
     assert order.index("budget") < order.index("dispatch")
+
+
+def test_room_inside_that_other_work_holds_is_waited_for_like_any_other(tmp_path):
+    patient = Rules(spill={WorkloadClass.TRAINING: Spill(patience_s=600.0)}, startup_s=0.0, margin_s=0.0, reserve=0.0)
+    lab = Lab(tmp_path, clock_s=NOW, taken=1, rules=patient)
+    dispatcher = lab.dispatcher()
+    lab.submit("stays", denied=["public"])
+    lab.submit("may-leave")
+    dispatcher.turn()
+    assert lab.states() == {"stays": "queued", "may-leave": "queued"}
+    assert hold(lab, "stays")["reason"] == "WAITS_FOR_ROOM"
+    assert hold(lab, "may-leave")["reason"] == "WAITING_IS_CHEAPER"
+    lab.taken = 0
+    lab.clock_s += 1
+    dispatcher.turn()
+    assert [row.zone for row in lab.store.jobs() if row.state.holds] == ["private"]
+
+
+def test_a_turn_that_is_cut_short_between_deciding_and_doing_is_made_up_for(lab):
+    dispatcher = lab.dispatcher()
+    dispatcher.turn()
+    lab.submit("a")
+    ledger, dispatcher.ledger = dispatcher.ledger, Broken()
+    with pytest.raises(FabricError):
+        dispatcher.turn()
+    assert lab.states() == {"a": "queued"}
+    dispatcher.ledger = ledger
+    dispatcher.turn()
+    assert lab.states() == {"a": "starting"}
+    assert [attempt.number for attempt in lab.store.attempts()] == [1]
+
+
+class Broken:
+    """A ledger that cannot be written."""
+
+    def intend(self, action, body):
+        raise FabricError(Reason.EVIDENCE_UNWRITABLE, "no room on the disk", "")
 
 
 def test_a_budget_with_nothing_left_holds_a_job_and_charges_nothing(tmp_path):

@@ -7,8 +7,12 @@ import os
 import random
 import re
 import signal
+import socket
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -17,7 +21,7 @@ from conftest import BIN, Living, processes_of, write_planted
 
 from fabric.starter import write_starter
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 RULES = """
 [dispatch]
@@ -75,7 +79,7 @@ def queue(up: Living) -> dict[str, dict]:
     return {job["job"]: job for job in json.loads(up.run("fabric", "queue", "--all", "--json").stdout)["jobs"]}
 
 
-def until(up: Living, ready, seconds: float = 150) -> dict[str, dict]:
+def until(up: Living, ready, seconds: float = 240) -> dict[str, dict]:
     """Look at the queue until `ready` says yes to it."""
     end = time.monotonic() + seconds
     while not ready(jobs := queue(up)):
@@ -105,7 +109,7 @@ class Killer(threading.Thread):
     def run(self) -> None:
         last = 0
         while self.kills < KILLS:
-            time.sleep(2 + 3 * self.chance.random())
+            time.sleep(1 + 3 * self.chance.random())
             for process in dispatcher(self.up):
                 if process.pid != last:
                     last = process.pid
@@ -113,33 +117,62 @@ class Killer(threading.Thread):
                     self.kills += 1
 
 
+HOLDER = """
+import sys
+import fabric
+with fabric.connect():
+    import ray
+    class Holder:
+        def ready(self):
+            return True
+    holder = ray.remote(Holder).options(num_cpus=2).remote()
+    print(ray.get(holder.ready.remote()), flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def full_inside(up: Living):
+    """Hold all the room inside that jobs could get, as work that the queue did not start; it takes no CPU time."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLDER],
+        cwd=up.folder,
+        env=up.env,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "True\n"
+        yield
+    finally:
+        holder.stdin.close()
+        holder.wait(timeout=60)
+        holder.stdout.close()
+
+
 @pytest.fixture(scope="module")
 def story(up):
     """Fill the private zone, submit what may leave and what may not, empty it; kill the dispatcher all the while."""
-    write_job(up, "filler", epochs=100_000, every=500, minutes=60, workers=2)
-    write_job(up, "mover", epochs=2_000, every=50, minutes=10)
-    write_job(up, "stayer", epochs=200, every=100, minutes=1)
-    filler = submit(up, "filler", *STAYS)
-    until(up, lambda jobs: jobs[filler]["state"] == "running")
+    write_job(up, "mover", epochs=1_200, every=40, minutes=10)
+    write_job(up, "stayer", epochs=40, every=20, minutes=1)
     killer = Killer(up)
-    killer.start()
-    mover, stayer = submit(up, "mover"), submit(up, "stayer", *STAYS)
-    full = until(up, lambda jobs: jobs[mover]["state"] == "running" and jobs[stayer]["hold"])
-    assert submit(up, "mover") == mover  # asked for again
-    up.run("fabric", "cancel", "filler")
-    until(up, lambda jobs: jobs[mover]["attempt"] == 2 and jobs[mover]["state"] == "running")
-    ended = until(up, lambda jobs: all(jobs[name]["ended_at"] for name in (filler, mover, stayer)))
+    with full_inside(up):
+        killer.start()
+        mover, stayer = submit(up, "mover"), submit(up, "stayer", *STAYS)
+        full = until(up, lambda jobs: jobs[mover]["state"] == "running" and jobs[stayer]["hold"])
+        assert submit(up, "mover") == mover  # asked for again
+    ended = until(up, lambda jobs: all(jobs[name]["ended_at"] for name in (mover, stayer)))
     killer.join(timeout=120)
-    return {"filler": filler, "mover": mover, "stayer": stayer, "full": full, "ended": ended, "kills": killer.kills}
+    return {"mover": mover, "stayer": stayer, "full": full, "ended": ended, "kills": killer.kills}
 
 
 def test_when_inside_is_full_what_may_leave_leaves_and_what_may_not_waits_and_says_why(story):
     full = story["full"]
-    assert full[story["filler"]]["zone"] == "private"
     assert full[story["mover"]]["zone"] == "public"
     stayer = full[story["stayer"]]
     assert (stayer["state"], stayer["zone"], stayer["hold"]["reason"]) == ("queued", "", "WAITS_FOR_ROOM")
-    assert "POLICY_DENIED" in stayer["says"] or "WAITS_FOR_ROOM" in stayer["says"]
+    assert "WAITS_FOR_ROOM" in stayer["says"]
 
 
 def test_it_comes_home_as_the_same_job_and_trains_no_epoch_twice(up, story):
@@ -147,7 +180,7 @@ def test_it_comes_home_as_the_same_job_and_trains_no_epoch_twice(up, story):
     assert (mover["state"], mover["attempt"], mover["zone"]) == ("done", 2, "private")
     log = up.run("ray", "job", "logs", f"fabric-{story['mover']}-1").stdout
     epochs = [int(number) for number in re.findall(r"^epoch (\d+):", log, re.M)]
-    assert epochs == list(range(50, 2_001, 50))
+    assert epochs == list(range(40, 1_201, 40))
     moved = [r for r in up.evidence() if r["action"] in ("crossing", "delivery") and r["phase"] == "intent"
              and r["body"]["job"] == f"fabric-{story['mover']}-1"]  # fmt: skip
     assert [(r["action"], r["body"]["to_zone"]) for r in moved] == [("crossing", "public"), ("delivery", "private")]
@@ -155,18 +188,23 @@ def test_it_comes_home_as_the_same_job_and_trains_no_epoch_twice(up, story):
 
 def test_every_job_ran_once_though_the_dispatcher_was_killed_all_the_while(up, story):
     assert story["kills"] >= KILLS
-    ended = story["ended"]
-    assert {ended[story[name]]["state"] for name in ("mover", "stayer")} == {"done"}
-    assert ended[story["filler"]]["state"] == "cancelled"
+    assert {story["ended"][story[name]]["state"] for name in ("mover", "stayer")} == {"done"}
     runs = [r["body"]["job"] for r in up.evidence() if r["action"] == "job" and r["phase"] == "intent"]
-    assert sorted(runs) == sorted(
-        [f"fabric-{story['filler']}-1", *[f"fabric-{story['mover']}-1"] * 2, f"fabric-{story['stayer']}-1"]
-    )
-    assert len([r for r in up.evidence() if r["action"] == "submit" and r["phase"] == "intent"]) == 3
+    assert sorted(runs) == sorted([*[f"fabric-{story['mover']}-1"] * 2, f"fabric-{story['stayer']}-1"])
+    assert len([r for r in up.evidence() if r["action"] == "submit" and r["phase"] == "intent"]) == 2
+
+
+def test_a_running_job_that_is_taken_back_is_stopped_and_paid_for(up, story):
+    write_job(up, "long", epochs=100_000, every=500, minutes=60)
+    job = submit(up, "long", *STAYS)
+    until(up, lambda jobs: jobs[job]["state"] == "running")
+    up.run("fabric", "cancel", "long")
+    jobs = until(up, lambda jobs: jobs[job]["ended_at"])
+    assert (jobs[job]["state"], jobs[job]["zone"]) == ("cancelled", "private")
 
 
 def test_a_driver_that_dies_without_an_end_is_noticed_and_its_job_goes_on_with_another(up, story):
-    write_job(up, "dies", epochs=3_000, every=500, minutes=1)
+    write_job(up, "dies", epochs=600, every=200, minutes=1)
     job = submit(up, "dies", *STAYS)
     until(up, lambda jobs: jobs[job]["state"] == "running")
     for process in processes_of("private", up.folder):
@@ -181,7 +219,7 @@ def test_a_driver_that_dies_without_an_end_is_noticed_and_its_job_goes_on_with_a
 
 
 def test_a_driver_submitted_by_rays_own_means_waits_for_a_place_and_runs_there(up, story):
-    write_job(up, "auto", epochs=100, every=50, minutes=1)
+    write_job(up, "auto", epochs=20, every=10, minutes=1)
     out = up.submit("jobs.train", str(up.folder / "auto.toml"), metadata={"purpose": "cost-forecast", "team": "blue"})
     assert "queued as job" in out
     assert re.search(r"attempt 1 in zone private, 1 workers", out), out[-3000:]
@@ -198,7 +236,7 @@ with fabric.connect() as session:
     job = session.submit(matrix, spec, justification="test", token="from-a-notebook", queue=QueueSpec(minutes=1))
     again = session.submit(matrix, spec, justification="test", token="from-a-notebook", queue=QueueSpec(minutes=1))
     assert again.id == job.id
-    run = job.result(timeout=150)
+    run = job.result(timeout=240)
     print(job.status(), len(run.curve), run.evaluate(matrix.held_back).metric, "<table>" in job._repr_html_())
 """
     assert up.run("python", "-c", program).stdout.splitlines()[-1] == "done 60 r2 True"
@@ -218,19 +256,55 @@ def test_afterwards_every_budget_adds_up_and_the_evidence_verifies(up, story):
     up.run("fabric", "verify", "bundle.json", "--key", key if isinstance(key, str) else key["key"])
 
 
-def test_what_the_dispatcher_counts_is_scraped_off_rays_own_endpoint_and_holds_no_data(up, story):
-    from urllib.request import ProxyHandler, build_opener
+METRICS = """
+import sys, tempfile, time
+from pathlib import Path
+from urllib.request import ProxyHandler, build_opener
+sys.path[:0] = [sys.argv[1]]
+import ray
+quiet = {"include_dashboard": False, "log_to_driver": False}
+ray.init(address="local", num_cpus=1, _metrics_export_port=int(sys.argv[2]), **quiet)
+from dispatch_lab import Lab
+from fabric.dispatching import Metrics
+lab = Lab(Path(tempfile.mkdtemp()), clock_s=1795800000.0, outside=0)
+for name in ("a", "b"):
+    lab.submit(name)
+Metrics().take(lab.dispatcher().turn(), lab.store)
+opener = build_opener(ProxyHandler({}))
+for _ in range(120):
+    time.sleep(0.5)
+    try:
+        text = opener.open(f"http://127.0.0.1:{sys.argv[2]}/metrics", timeout=5).read().decode()
+    except OSError:
+        continue
+    found = [line for line in text.splitlines() if line.startswith("ray_fabric_")]
+    if any("dispatch_events" in line for line in found):
+        break
+print("\\n".join(found))
+ray.shutdown()
+"""
 
-    folder = next(Path("/tmp").glob(f"fz-{_cluster(up)}-0"))
-    targets = json.loads(next(folder.rglob("prom_metrics_service_discovery.json")).read_text())[0]["targets"]
-    opener = build_opener(ProxyHandler({}))
-    text = "".join(opener.open(f"http://{target}/metrics", timeout=20).read().decode() for target in targets)
-    assert re.search(r'fabric_dispatch_events\w*\{.*Event="start"|fabric_dispatch_events\w*\{.*event="start"', text)
-    assert "fabric_queue_depth" in text
+
+def test_what_the_dispatcher_counts_is_on_the_page_that_prometheus_scrapes_off_ray(tmp_path):
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))} | {"RAY_AUTH_MODE": "disabled"}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    here = Path(__file__).parent
+    env["PYTHONPATH"] = str(here.parent)
+    done = subprocess.run(
+        [sys.executable, "-c", METRICS, str(here), port], env=env, capture_output=True, text=True, timeout=200
+    )
+    found = done.stdout
+    for name in ("queue_depth", "running_jobs", "held_jobs", "wait_seconds_count", "dispatch_events_total"):
+        assert f"ray_fabric_{name}" in found, done.stderr[-2000:]
+    own = {label for line in found.splitlines() for label in re.findall(r"[{,]([a-z_]+)=", line)}
+    assert {label for label in own if not label.startswith("otel_")} <= {"zone", "workload", "reason", "event", "le"}
 
 
-def _cluster(up: Living) -> str:
-    return json.loads((up.folder / ".fabric" / "cluster.json").read_text())["id"][:8]
+def test_the_doctor_finds_nothing_open_with_a_dispatcher(up, story):
+    looked = json.loads(up.run("fabric", "doctor", "--json").stdout)
+    assert [found for found in looked["findings"] if found["severity"] == "open"] == []
 
 
 def test_submitting_is_refused_before_anything_is_queued(up, story):

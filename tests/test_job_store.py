@@ -180,6 +180,14 @@ def test_a_job_that_waits_is_taken_back_at_once_and_one_that_runs_when_it_is_sto
     assert store.cancel("runs", AT).state is State.CANCELLED
 
 
+def test_what_fails_because_it_was_taken_back_is_cancelled_and_what_was_done_by_then_is_done(store):
+    for name, end, state in (("a", State.FAILED, State.CANCELLED), ("b", State.DONE, State.DONE)):
+        running(store, name)
+        store.cancel(name, AT)
+        assert store.end(name, 1, "d1", end, AT)
+        assert store.find(name).state is state
+
+
 def test_a_cancelled_job_that_leaves_is_not_placed_again(store):
     running(store)
     store.cancel("j1", AT)

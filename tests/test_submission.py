@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from datetime import UTC, datetime
 
 import pytest
@@ -178,6 +179,15 @@ def test_a_yes_ends_with_the_matrixs_statement_and_a_named_zone_is_the_only_one(
     store.prepared(row.id, kept(session, part="matrix", note="another"))
     found = judge.verdicts(store.find(row.id), AT)
     assert (found["private"].permitted, found["public"].code) == (True, "WRONG_ZONE")
+
+
+def test_who_submitted_a_job_is_who_policy_is_asked_about_whoevers_process_does_it(session, store):
+    row, _ = submit(session, store, wish(session))
+    other = Session.open(Environment.read({"FABRIC_PERSON": "the-clusters-owner"}), config_path=session.config.path)
+    acting = replace(other, acts_for=row.body["person"])
+    errand = acting.errand(zone="public", labels=acting.labels("people"), purpose="cost-forecast", justification="x")
+    assert errand.person == session.home.pseudonym("ann") != other.person
+    other.ledger.close()
 
 
 def test_a_job_that_its_label_keeps_inside_is_denied_outside(session, store):
