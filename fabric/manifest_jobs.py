@@ -15,7 +15,6 @@ from fabric.flows import Port, ports
 from fabric.labels import WorkloadClass
 from fabric.zones import Zone, ZoneKind
 
-BORDER_TLS = "fabric-border-tls"
 _CLAIMS = ((manifest_pods.STATE, "ReadWriteMany", "100Gi"), (manifest_pods.RECORDS, "ReadOnlyMany", "1Ti"))
 _DAY_S = 86_400
 _KINDS = (("train", "training", WorkloadClass.TRAINING), ("sweep", "sweep", WorkloadClass.SWEEP))
@@ -49,7 +48,6 @@ def border(home: Zone, terms: ClusterTerms) -> list[dict[str, Any]]:
 def _deployment(home: Zone, terms: ClusterTerms) -> dict[str, Any]:
     pins = ports()
     labels = manifest_pods.labels(home, "border")
-    tls = {"name": "tls", "secret": {"secretName": BORDER_TLS, "defaultMode": 0o440}}
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -64,7 +62,7 @@ def _deployment(home: Zone, terms: ClusterTerms) -> dict[str, Any]:
                     **manifest_pods.pod_base("fabric-border", pins),
                     **manifest_pods.on_nodes_of(home),
                     "containers": [_border_container(home, terms)],
-                    "volumes": [manifest_pods.volumes()[0], *manifest_pods.private_volumes()[:2], tls],
+                    "volumes": [manifest_pods.volumes()[0], *manifest_pods.private_volumes()[:2]],
                 },
             },
         },
@@ -80,10 +78,7 @@ def _border_container(home: Zone, terms: ClusterTerms) -> dict[str, Any]:
         "imagePullPolicy": "IfNotPresent",
         "command": ["fabric", "border", "serve"],
         "env": [{"name": "HOME", "value": "/tmp"}, *manifest_pods.zone_environment(home)],  # noqa: S108
-        "ports": [
-            {"name": "border", "containerPort": pins["border"].low},
-            {"name": "metrics", "containerPort": pins["border-metrics"].low},
-        ],
+        "ports": [{"name": "border", "containerPort": pins["border"].low}],
         "resources": manifest_pods.share("border"),
         "securityContext": manifest_pods.container_security(),
         "livenessProbe": {**probe, "failureThreshold": 6},
@@ -91,7 +86,6 @@ def _border_container(home: Zone, terms: ClusterTerms) -> dict[str, Any]:
         "volumeMounts": [
             manifest_pods.mounts()[0],
             *manifest_pods.private_mounts()[:2],
-            {"name": "tls", "mountPath": "/etc/fabric-border-tls", "readOnly": True},
         ],
     }
 

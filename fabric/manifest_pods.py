@@ -26,7 +26,7 @@ RAY_TOKEN, TRUST, CONFIG, STATE, RECORDS = (
 )
 """What a site brings: a secret with Ray's token, and by name the trusted keys, the configuration and two claims."""
 API_TOKEN_S = 3600
-_SHARE = {"head": ("2", "8Gi"), "border": ("2", "4Gi"), "autoscaler": ("500m", "512Mi")}
+_SHARE = {"head": ("2", "8Gi"), "border": ("2", "6Gi"), "autoscaler": ("500m", "512Mi")}
 _ENVIRONMENT = {
     "HOME": "/tmp",  # noqa: S108 - the pod's own empty folder; the image is read-only
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -217,9 +217,7 @@ def _zone_files(name: str, home: Zone, zones: Sequence[Zone], topology: Topology
         f"{folder}/raycluster-patch.yaml": dump([_patch(name, home, zones, terms)]),
     }
     if inside and topology is Topology.FEDERATED:
-        files[f"{folder}/border.yaml"] = dump(
-            [*manifest_jobs.border(home, terms), pod_monitor("fabric-border", ["border"], "metrics")]
-        )
+        files[f"{folder}/border.yaml"] = dump(manifest_jobs.border(home, terms))
         resources.append("border.yaml")
     patch = {"path": "raycluster-patch.yaml", "target": {"kind": "RayCluster", "name": "fabric"}}
     files[f"{folder}/kustomization.yaml"] = kustomization(resources, namespace=f"fabric-{name}", patches=[patch])
