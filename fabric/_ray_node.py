@@ -27,7 +27,7 @@ OBJECT_STORE_BYTES = 1024**3  # of each node; Ray would take a third of the memo
 LOOPBACK = "127.0.0.1"
 PRIVATE_AMOUNT = 1000  # Work in the private zone takes a pinch (0.001) of it, so it never runs out.
 _HOOK, _AWAIT = "RAY_START_HOOK", "FABRIC_AWAIT_FILE"
-GUARD = "FABRIC_GUARD"
+GUARD, GIVEN = "FABRIC_GUARD", "FABRIC_GIVEN"
 _AWAIT_MAX_S = 60.0
 PASSED_ON = ("PATH", "LANG", "LC_ALL", "TZ", "VIRTUAL_ENV", "PYTHONPATH", "LD_LIBRARY_PATH")
 _DASHBOARD = re.compile(r"RAY_API_SERVER_ADDRESS='(http://[^']+)'")
@@ -194,6 +194,13 @@ def is_free(port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def free_port() -> int:
+    """Return a port of the loopback interface at which nobody listens now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
 
 
 def on_loopback(ray_params: Any, head: bool) -> None:

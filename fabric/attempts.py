@@ -10,20 +10,23 @@ import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from fabric.artifacts import digest
 from fabric.capsule import open_capsule
 from fabric.crossing import Admitted
 from fabric.errors import FabricError, Reason, RemoteFailure
 from fabric.learning import Epoch, Network
-from fabric.placement import Placement
 
 Progress = Callable[[Epoch], None]
 ASK_EVERY_S = 0.5
 """How often a training that may be moved is asked whether it should leave."""
+
+
+ANSWER_FILE, CONTENT_FILE, PROGRESS_FILE = "answer.json", "content", "progress.json"
+"""What comes back of an attempt in a cluster of its own, beside the files of a checkpoint and the chunks of a table."""
 
 
 class Left(Exception):
@@ -39,15 +42,9 @@ class Room:
     resources: Mapping[str, float]
     selector: Mapping[str, str]
 
-    @classmethod
-    def of(cls, placement: Placement) -> Room:
-        """Return the room of a placement."""
-        return cls(
-            workers=placement.workers,
-            use_gpu=placement.use_gpu,
-            resources=dict(placement.resources_per_worker),
-            selector=dict(placement.label_selector),
-        )
+    def to_json(self) -> dict[str, Any]:
+        """Return the room as plain JSON."""
+        return {**asdict(self), "resources": dict(self.resources), "selector": dict(self.selector)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,9 +16,9 @@ from fabric.constants import InspectText
 from fabric.crossing import Cargo, SealedCapsule
 from fabric.matrix import SealedMatrix
 from fabric.parameters import seal_parameters
+from fabric.reaching import site_of
 from fabric.results import decode
 from fabric.session import Session
-from fabric.sites import site_of
 from fabric.training import recorded_job
 
 

@@ -22,7 +22,7 @@ from fabric.errors import FabricError, Reason
 from fabric.evidence_commands import evidence_app, verify, witness_app
 from fabric.gpu_commands import gpus
 from fabric.job_store import open_queue
-from fabric.local_cluster import LocalCluster, client_env, running, status, stop
+from fabric.local_cluster import BORDER, LocalCluster, client_env, running, status, stop
 from fabric.people import write_people
 from fabric.policy_commands import approve_command, plan, policy_app
 from fabric.queue_commands import cancel_command, queue_command, start_dispatcher, submit_command, top_command
@@ -109,7 +109,7 @@ def init(
 
 @app.command()
 def up(config: ConfigOption = None) -> None:
-    """Start a two-zone Ray cluster on this machine, for notebooks and jobs to join."""
+    """Start the zones on this machine, for notebooks and jobs to join: one Ray cluster, or one each (the topology)."""
     from fabric.local_fabric import start_local  # noqa: PLC0415 - only this command starts anything
 
     loaded, environment = _config(config)
@@ -141,6 +141,8 @@ def show_status(config: ConfigOption = None, as_json: JsonOption = False) -> Non
                 "up": cluster is not None,
                 "gcs_address": cluster.gcs_address if cluster else None,
                 "dashboard_url": cluster.dashboard_url if cluster else None,
+                "topology": loaded.topology.value,
+                "border": {"address": cluster.border_address} if cluster and cluster.federated else None,
                 "nodes": [
                     {"zone": n.zone, "alive": n.alive, "processes": n.processes, "rss_bytes": n.rss_bytes}
                     for n in nodes
@@ -152,7 +154,7 @@ def show_status(config: ConfigOption = None, as_json: JsonOption = False) -> Non
     typer.echo(f"{loaded.name}: {'up' if cluster else 'down'} ({loaded.path})")
     for node in nodes:
         zone = loaded.zones.get(node.zone)
-        kind = zone.kind.value if zone else "?"
+        kind = zone.kind.value if zone else "service" if node.zone == BORDER else "?"
         state = "alive" if node.alive else "DEAD"
         typer.echo(
             f"  {node.zone:<12} {kind:<8} {state:<6} {node.processes:>3} processes  {node.rss_bytes >> 20:>6} MiB"

@@ -24,9 +24,11 @@ from fabric.errors import InvalidInput, Reason, nearest
 from fabric.labels import Classification, Labels
 from fabric.specs import Spec, parse
 from fabric.statements import PublicKey
-from fabric.zones import Topology, Zone, ZoneKind
+from fabric.zones import Topology, Zone, ZoneKind, find_zone
 
 FILE_NAME = "fabric.toml"
+PAPERS_FILE = "papers.json"
+"""What a node with a cluster of its own was given to reach the border, in its folder `given`."""
 _RAYS_OWN = ("RAY_", "PYTHONUNBUFFERED")
 
 
@@ -57,7 +59,6 @@ class _RiskTable(Spec):
 class _LocalTable(Spec):
     gcs_port: Annotated[int, Field(ge=0, le=65535)] = 0
     dashboard_port: Annotated[int, Field(ge=0, le=65535)] = 0
-    border_port: Annotated[int, Field(ge=0, le=65535)] = 0
     outside_jobs_port: Annotated[int, Field(ge=0, le=65535)] = 0
 
 
@@ -106,6 +107,12 @@ class _BorderTable(Spec):
     return_mib: Annotated[int, Field(ge=1, le=1_048_576)] = 16_384
     stall_seconds: Annotated[int, Field(ge=5, le=600)] = 60
     memory_mib: Annotated[int, Field(ge=512, le=65_536)] = 2_048
+    lost_seconds: Annotated[int, Field(ge=5, le=3_600)] = 120
+
+
+class _OutsideTable(Spec):
+    jobs: Annotated[str, Field(pattern=r"^https?://[A-Za-z0-9.:\[\]-]+$")]
+    token_file: str
 
 
 class _File(Spec):
@@ -122,6 +129,7 @@ class _File(Spec):
     dispatch: Annotated[DispatchTable, Field(default_factory=DispatchTable)]
     border: _BorderTable = _BorderTable()
     clusters: ClustersTable | None = None
+    outside: Annotated[dict[str, _OutsideTable], Field(default_factory=dict)]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -200,6 +208,7 @@ class BorderTerms:
         return_mib: of what one crossing returned, how much may lie in the inbox.
         stall_seconds: a call that does not move for so long is ended.
         memory_mib: of the service's process; past it the process ends and is started again.
+        lost_seconds: a cluster outside that neither answers nor returns anything for so long counts as lost.
     """
 
     host: str = "127.0.0.1"
@@ -214,6 +223,20 @@ class BorderTerms:
     return_mib: int = 16_384
     stall_seconds: int = 60
     memory_mib: int = 2_048
+    lost_seconds: int = 120
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutsideTerms:
+    """How the cluster of another zone is reached.
+
+    Attributes:
+        jobs: URL of its jobs API.
+        token_file: that holds its token; absolute.
+    """
+
+    jobs: str
+    token_file: Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -226,8 +249,8 @@ class Config:
         limits: budgets and quotas.
         dispatch: when work leaves, what is kept, and the answer to each failure.
         dispatches: whether the file has a `[dispatch]`, so that a dispatcher is started.
-        border_port: of the border service, where every zone is a cluster of its own.
         outside_jobs_port: of the jobs API of each cluster outside; with a port, each needs an address of its own.
+        outside: how the clusters of other zones are reached, where this machine does not run them itself.
     """
 
     path: Path
@@ -247,8 +270,8 @@ class Config:
     dispatch: Rules = field(default_factory=Rules)
     dispatches: bool = False
     topology: Topology = Topology.STRETCHED
-    border_port: int = 0
     outside_jobs_port: int = 0
+    outside: Mapping[str, OutsideTerms] = field(default_factory=dict)
     border: BorderTerms = BorderTerms()
     clusters: ClusterTerms | None = None
 
@@ -284,6 +307,8 @@ class Environment:
         job_labels: metadata of the Ray job this process drives, less Ray's own keys.
         working_dir: the job's working directory URI, if it has one.
         carried: what else of the job's runtime environment reaches every node: "py_modules", "env_vars".
+        given: the folder of what a node with a cluster of its own was given; None elsewhere.
+        ticket: of the crossing that a program outside works on, as JSON; `order` says what it is to do.
     """
 
     config_path: Path | None
@@ -297,6 +322,9 @@ class Environment:
     person: str
     ray_address: str
     variables: Mapping[str, str]
+    given: Path | None = None
+    ticket: str = field(default="", repr=False)
+    order: str = ""
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -318,6 +346,9 @@ class Environment:
             person=env.get("FABRIC_PERSON") or _login(),
             ray_address=env.get("RAY_ADDRESS", ""),
             variables=env,
+            given=Path(env["FABRIC_GIVEN"]) if env.get("FABRIC_GIVEN") else None,
+            ticket=env.get("FABRIC_TICKET", ""),
+            order=env.get("FABRIC_ORDER", ""),
         )
 
 
@@ -397,11 +428,23 @@ def load_config(path: Path) -> Config:
         dispatch=raw.dispatch.rules(),
         dispatches="dispatch" in raw.model_fields_set,
         topology=Topology(raw.fabric.topology),
-        border_port=raw.local.border_port,
         outside_jobs_port=raw.local.outside_jobs_port,
+        outside=_outside(raw.outside, zones, folder),
         border=BorderTerms(**raw.border.model_dump()),
         clusters=read_terms(raw.clusters),
     )
+
+
+def _outside(raw: Mapping[str, _OutsideTable], zones: Mapping[str, Zone], folder: Path) -> dict[str, OutsideTerms]:
+    for name in raw:
+        if find_zone(zones, name).kind is ZoneKind.PRIVATE:
+            raise InvalidInput(
+                Reason.CONFIG_INVALID, f"[outside.{name}] names the private zone", "drivers join its cluster themselves"
+            )
+    return {
+        name: OutsideTerms(jobs=table.jobs, token_file=(folder / table.token_file).resolve())
+        for name, table in raw.items()
+    }
 
 
 def _policy(raw: _PolicyTable, folder: Path) -> PolicySettings:

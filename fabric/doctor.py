@@ -21,7 +21,8 @@ OURS = frozenset({"fabric.burst", "RayTrainWorker", "ImplicitFunc", "_work", "fa
 OUTSIDE_VARIABLES = frozenset(
     {
         "FABRIC_ZONE", "FABRIC_ZONE_KIND", "FABRIC_TRUSTED_KEYS", "FABRIC_CLUSTER_ID", "FABRIC_GUARD",
-        "FABRIC_AWAIT_FILE", "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "PWD", "OLDPWD",
+        "FABRIC_AWAIT_FILE", "FABRIC_GIVEN", "FABRIC_PYTHON",
+        "HOME", "LANG", "LC_ALL", "LC_CTYPE", "LD_LIBRARY_PATH", "PATH", "PWD", "OLDPWD",
         "PYTHONPATH", "PYTHONUSERBASE", "SHLVL", "SPT_NOENV", "TMPDIR", "TZ", "VIRTUAL_ENV", "DASHBOARD_METRIC_PORT",
         "CUDA_VISIBLE_DEVICES", "_",
     }
@@ -70,6 +71,7 @@ class Code(StrEnum):
     DETACHED_OUTSIDE = "DETACHED_OUTSIDE"
     WORK_UNASKED = "WORK_UNASKED"
     WORK_PAST_BORDER = "WORK_PAST_BORDER"
+    ZONES_JOINED = "ZONES_JOINED"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,6 +95,8 @@ def judge(observed: Observed) -> tuple[Finding, ...]:
         *_looks(observed),
         *(finding for node in observed.nodes for finding in _node(node, cluster)),
         *_settings(observed, cluster),
+        *(finding for node in observed.apart for finding in _apart(node, cluster)),
+        *_joined(observed, cluster),
         *(finding for job in observed.jobs for finding in _job(job, cluster)),
         *(finding for work in observed.work for finding in _work(work, cluster)),
     ]
@@ -118,7 +122,7 @@ class _Cluster:
         return cls(
             by_resource,
             zone_of,
-            {node.id: node.name or node.id[:8] for node in observed.nodes},
+            {node.id: node.name or node.id[:8] for node in [*observed.nodes, *observed.apart]},
             any(not _is_loopback(node.address) for node in observed.nodes),
         )
 
@@ -157,6 +161,23 @@ def _node(node: SeenNode, cluster: _Cluster) -> Iterator[Finding]:
         fix = "start it by `fabric up`, so that its workers start behind the guard"
         yield _open(Code.GUARD_MISSING, f"workers of node {name!r} start without the fabric's guard", fix)
     yield from _keeps(node, name, inside)
+
+
+def _apart(node: SeenNode, cluster: _Cluster) -> Iterator[Finding]:
+    """Judge the head of a zone's own cluster by what it was given and shows; what runs there is its own affair."""
+    # The way between the clusters is the border's, which has TLS of its own; a cluster's inner ways are that zone's.
+    yield from (found for found in _flags(node, cluster) if found.code is not Code.TLS_OFF)
+    yield from (found for found in _carries_outside(node, node.name) if found.code is not Code.LOGS_STREAMED)
+    yield from _keeps(node, node.name, inside=False)
+
+
+def _joined(observed: Observed, cluster: _Cluster) -> Iterator[Finding]:
+    for node in observed.nodes if observed.apart else ():
+        if not cluster.inside(node.id):
+            what = f"node {cluster.name(node.id)!r} of another zone has joined the private cluster"
+            yield _open(
+                Code.ZONES_JOINED, what, "stop it: where every zone is a cluster of its own, only the border joins them"
+            )
 
 
 def _zone_of_node(node: SeenNode, cluster: _Cluster) -> Iterator[Finding]:

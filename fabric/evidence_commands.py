@@ -99,6 +99,7 @@ def reconcile(
         gone = set(owner or ())
         closed = [] if dry_run else ledger.reconcile(lambda token: token in gone or is_gone(home, token))
         still = ledger.open_intents()
+        shut = [] if dry_run else _shut_left_open(home, ledger)
     rows = [("abandoned", entry) for entry in closed] + [("open", entry) for entry in still]
     if as_json:
         _print_json([{"state": state, "index": e.index, **e.record} for state, e in rows])
@@ -107,6 +108,26 @@ def reconcile(
         told = entry.record
         typer.echo(f"{state:<10} {entry.index:>6}  {told['at'][:19]}  {told['action']:<10} owner {told['by']['owner']}")
     typer.echo(f"{len(closed)} closed as abandoned, {len(still)} open.")
+    if shut:
+        typer.echo(
+            f"{len(shut)} crossings lay ready at the border for work that is over; their tokens open nothing now."
+        )
+
+
+def _shut_left_open(home: Home, ledger: Ledger) -> list[str]:
+    """Close at the border the crossings whose work is over: of a driver that died nobody else does."""
+    from fabric.staging import Staging  # noqa: PLC0415 - only this needs what signs tokens
+
+    intents: dict[str, str] = {}
+    over: set[str] = set()
+    for entry in ledger.entries():
+        record = entry.record
+        if record["action"] == "job" and record["phase"] == "intent":
+            intents[record["id"]] = str(record["body"].get("crossing"))
+        elif record["phase"] == "outcome" and record["intent"] in intents:
+            over.add(intents[record["intent"]])
+    staging = Staging.of(home, ledger.keys)
+    return [crossing for crossing in staging.crossings() if crossing in over and staging.close(crossing)]
 
 
 @evidence_app.command()

@@ -85,15 +85,14 @@ class Apart:
     """What makes every zone a cluster of its own.
 
     Attributes:
-        border: makes the command of the border service, which runs where the private zone's head does, from the file
-            into which it writes its address, `host:port`, once it listens.
-        border_env: what it gets on top of the private node's environment.
-        given: files that each other zone's node gets, by zone and by name, in its folder `given_folder`.
+        border: the command of the border service, which runs where the private zone's head does.
+        ready: returns its address, `host:port`, once it listens; empty before that.
+        given: returns, from that address, the files that a zone's node gets in its folder `given_folder`, by name.
     """
 
-    border: Callable[[Path], Sequence[str]]
-    border_env: Mapping[str, str]
-    given: Mapping[str, Mapping[str, bytes]]
+    border: Sequence[str]
+    ready: Callable[[], str]
+    given: Callable[[str, str], Mapping[str, bytes]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,8 +315,7 @@ def _prepare(cluster: LocalCluster, apart: Apart | None) -> None:
         token = secrets.token_hex(32)
         _write_private(cluster.outside_token_path(node.zone), token)
         given_folder(node.temp).mkdir(mode=0o700)
-        for name, content in {**apart.given.get(node.zone, {}), _TOKEN: token.encode()}.items():
-            _write_private(given_folder(node.temp) / name, content.decode())
+        _write_private(given_folder(node.temp) / _TOKEN, token)
 
 
 def given_folder(temp: Path) -> Path:
@@ -342,7 +340,7 @@ def _environments(
             *(
                 _ray_node.outside_environment(
                     base,
-                    {**public.get(node.zone, {}), "FABRIC_GIVEN": str(given_folder(node.temp))},
+                    {**public.get(node.zone, {}), _ray_node.GIVEN: str(given_folder(node.temp))},
                     _ray_node.node_settings(cluster.id, given_folder(node.temp) / _TOKEN),
                     node.temp,
                 )
@@ -404,19 +402,21 @@ def _bring_up_apart(
     )
     cluster = _with_pid(cluster, 0, _spawn([*launchers[0], *command], environments[0], head.temp))
     progress("starting the border service")
-    border_env = {**environments[0], **apart.border_env}
-    ready = head.temp / "border.address"
-    pid = _spawn([*launchers[0], *apart.border(ready)], border_env, head.temp, output=_border_output(head.temp))
+    pid = _spawn([*launchers[0], *apart.border], environments[0], head.temp, output=_border_output(head.temp))
     cluster = replace(cluster, border_pid=pid)
     _write(cluster)
     border = Node(zone=BORDER, temp=head.temp, pid=pid)
-    cluster = replace(cluster, border_address=_await(cluster, border, lambda _: _text_of(ready), deadline))
+    cluster = replace(cluster, border_address=_await(cluster, border, lambda _: apart.ready(), deadline))
     # 2. Outside: each zone's own head.
     for index, zone in enumerate(ordered[1:], 1):
         progress(f"starting zone {zone.name}")
         node = cluster.nodes[index]
-        command = _ray_node.head_command(zone, node.temp, node.address, gcs_port=0, dashboard_port=ports.outside_jobs)
-        env = {**environments[index], "FABRIC_BORDER": cluster.border_address}
+        # Where it is not told one, Ray looks through all processes of the machine for a cluster, another zone's too.
+        gcs = _ray_node.free_port()
+        env = {**environments[index], "RAY_ADDRESS": f"{node.address}:{gcs}"}
+        command = _ray_node.head_command(zone, node.temp, node.address, gcs_port=gcs, dashboard_port=ports.outside_jobs)
+        for name, content in apart.given(zone.name, cluster.border_address).items():
+            _write_private(given_folder(node.temp) / name, content.decode())
         cluster = _with_pid(cluster, index, _spawn([*launchers[index], *command], env, node.temp))
     # 3. All of them.
     for index, node in enumerate(cluster.nodes):
@@ -442,10 +442,6 @@ def _with_pid(cluster: LocalCluster, index: int, pid: int) -> LocalCluster:
 
 def _border_output(temp: Path) -> Path:
     return temp / "border.log"
-
-
-def _text_of(path: Path) -> str:
-    return path.read_text().strip() if path.exists() else ""
 
 
 def _start_watcher(cluster: LocalCluster, base_env: Mapping[str, str], pid: int) -> None:

@@ -98,6 +98,7 @@ class Observed:
         cluster_version: what the head says; "" if it does not.
         auth: what the head says of token authentication: "token", "disabled" or "".
         unseen: what could not be looked at, or not wholly.
+        apart: the heads of other zones' own clusters, as the operating system shows them.
     """
 
     zones: tuple[Zone, ...]
@@ -108,3 +109,4 @@ class Observed:
     cluster_version: str = ""
     auth: str = ""
     unseen: tuple[str, ...] = ()
+    apart: tuple[SeenNode, ...] = ()

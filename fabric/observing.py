@@ -59,7 +59,18 @@ def observe(cluster: LocalCluster, zones: Sequence[Zone], *, ray_version: str) -
         cluster_version=str(_ask(cluster, "/api/version").get("ray_version", "")),
         auth=str(_ask(cluster, "/api/authentication_mode").get("authentication_mode", "")),
         unseen=tuple(unseen),
+        apart=tuple(_apart(node, unseen) for node in cluster.nodes[1:]) if cluster.federated else (),
     )
+
+
+def _apart(node: Node, unseen: list[str]) -> SeenNode:
+    """Return the head of a zone's own cluster, by the operating system alone: what it says itself is not asked."""
+    seen: dict[str, Any] = {}
+    with suppress(psutil.Error, OSError):
+        seen = _of_process(node, node)
+    if not seen:
+        unseen.append(f"the processes of node {node.zone!r}")
+    return SeenNode(id=node.zone, name=node.zone, head=True, address=node.address, **seen)
 
 
 # What the dashboard lists.

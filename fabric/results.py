@@ -70,12 +70,17 @@ def decode(answer: object) -> Any:
         raise _refused("the result is of no known kind", "run it again")
     if kind == "json":
         return read_json(content)
+    raise told_failure(kind, content, what="the function", way_out="; try the function on matrix.table() inside")
+
+
+def told_failure(kind: str, content: bytes, *, what: str, way_out: str = "") -> FabricError:
+    """Return the failure that an answer of kind "refusal" or "error" tells of: a token of ours, or a class's name."""
     if kind == "refusal":
-        raise _told(content)
-    raise RemoteFailure(
+        return _told(content)
+    return RemoteFailure(
         Reason.REMOTE_FAILED,
-        f"the function failed in the other zone with {_class_name(content)}",
-        "its message stays there, because messages carry data; try the function on matrix.table() inside",
+        f"{what} failed in the other zone with {_class_name(content)}",
+        f"its message stays there, because messages carry data{way_out}",
     )
 
 

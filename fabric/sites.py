@@ -22,7 +22,6 @@ from fabric.placement import Placement
 from fabric.searching import Searching, search
 from fabric.session import Session
 from fabric.specs import SweepSpec, TrainingSpec, crossing_form
-from fabric.zones import Zone
 
 
 class Site(Protocol):
@@ -74,6 +73,16 @@ class Site(Protocol):
         """
 
 
+def room_of(placement: Placement) -> Room:
+    """Return how many workers a placement has, and what each asks Ray for."""
+    return Room(
+        workers=placement.workers,
+        use_gpu=placement.use_gpu,
+        resources=dict(placement.resources_per_worker),
+        selector=dict(placement.label_selector),
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Stretched:
     """Work through the Ray cluster that this driver has joined; while it runs, its job may ask for the zone."""
@@ -101,7 +110,7 @@ class Stretched:
             name=name,
             ticket=crossing.ticket,
             spec=crossing_form(spec),
-            room=Room.of(placement),
+            room=room_of(placement),
             storage=home.outbox(placement.zone.name),
             journal=home.path / f"{name}.progress",
             flag=home.path / f"{name}.leave",
@@ -122,7 +131,7 @@ class Stretched:
             name=name,
             ticket=crossing.ticket,
             specs=[crossing_form(trial) for trial in spec.trials()],
-            room=Room.of(placement),
+            room=room_of(placement),
             storage=home.outbox(placement.zone.name),
             journal=home.path / f"{name}.progress",
         )
@@ -132,9 +141,4 @@ class Stretched:
     def call(self, crossing: Crossing, placement: Placement) -> Any:
         """Run the function as one task."""
         with passage(placement.zone.name, crossing.id):
-            return call(crossing.ticket, Room.of(placement))
-
-
-def site_of(session: Session, zone: Zone) -> Site:
-    """Return the site of a zone, by the fabric's topology."""
-    return Stretched(session)
+            return call(crossing.ticket, room_of(placement))

@@ -165,6 +165,22 @@ def crossing_form(spec: TrainingSpec) -> dict[str, Any]:
     return validate(TrainingSpec, plain, source="the spec", reason=Reason.CONFIG_INVALID).model_dump()
 
 
+def sweep_form(spec: SweepSpec) -> dict[str, Any]:
+    """Return the plain form of a sweep's spec that goes to another zone, its values checked once more.
+
+    Raises:
+        InvalidInput: `CONFIG_INVALID`, `UNKNOWN_KEY`.
+    """
+    if type(spec) is not SweepSpec or type(spec.search) is not SearchSpace:
+        raise InvalidInput(Reason.CONFIG_INVALID, "the spec is of another class than SweepSpec", "use SweepSpec")
+    plain = {
+        "training": crossing_form(spec.training),
+        "search": {name: list(getattr(spec.search, name)) for name in SearchSpace.model_fields},
+        "concurrent": spec.concurrent,
+    }
+    return validate(SweepSpec, plain, source="the spec", reason=Reason.CONFIG_INVALID).model_dump()
+
+
 def parse(model: type[SpecT], text: str, *, source: str, reason: Reason = Reason.CONFIG_INVALID) -> SpecT:
     """Read a spec from TOML text.
 

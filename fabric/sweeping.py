@@ -13,8 +13,8 @@ from fabric.errors import Reason, RemoteFailure
 from fabric.learning import Layout
 from fabric.matrix import SealedMatrix, columns_of
 from fabric.quarantine import Model, admit_model
+from fabric.reaching import site_of
 from fabric.session import Session
-from fabric.sites import site_of
 from fabric.specs import SweepSpec, TrainingSpec, crossing_form
 from fabric.training import Code, recorded_job
 

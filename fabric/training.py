@@ -22,8 +22,8 @@ from fabric.learning import Layout, Network
 from fabric.matrix import SealedMatrix, columns_of
 from fabric.placement import Placement
 from fabric.quarantine import Model, admit_checkpoint, admit_model
+from fabric.reaching import site_of
 from fabric.session import Session
-from fabric.sites import site_of
 from fabric.specs import TrainingSpec, crossing_form
 
 

@@ -61,6 +61,13 @@ GOOD = Observed(
 )
 
 
+APART = replace(GOOD, nodes=(INSIDE,), work=(PLAIN,), apart=(replace(OUTSIDE, head=True, guarded=False),))
+
+
+def apart(**changes: object) -> Observed:
+    return replace(APART, apart=(replace(APART.apart[0], **changes),))
+
+
 def codes(observed: Observed) -> set[Code]:
     return {finding.code for finding in judge(observed)}
 
@@ -154,6 +161,14 @@ BAD = {
     "a detached actor outside": (work(kind="actor", detached=True), {Code.DETACHED_OUTSIDE}),
     "a task past the border": (work(what="steal"), {Code.WORK_PAST_BORDER}),
     "a list that is cut off": (replace(GOOD, unseen=("tasks",)), {Code.LOOK_INCOMPLETE}),
+    "a cluster of its own with a variable of the shell": (
+        apart(variables=OUTSIDE.variables | {"AWS_SECRET_ACCESS_KEY"}),
+        {Code.VARIABLES_OUTSIDE},
+    ),
+    "a cluster of its own without tokens": (apart(flags={**FLAGS, "RAY_AUTH_MODE": "disabled"}), {Code.AUTH_OFF}),
+    "a cluster of its own that listens everywhere": (apart(listens=("0.0.0.0",)), {Code.BOUND_TO_ALL}),
+    "a cluster of its own in an open folder": (apart(folder_mode=0o755), {Code.FOLDER_OPEN}),
+    "a node of another zone has joined": (replace(APART, nodes=(INSIDE, OUTSIDE)), {Code.ZONES_JOINED}),
 }
 
 
@@ -223,3 +238,7 @@ def test_the_command_says_that_nothing_is_up(tmp_path):
     done = subprocess.run([fabric, "doctor", "--json"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 5
     assert json.loads(done.stdout)["code"] == "FABRIC_DOWN"
+
+
+def test_zones_that_are_clusters_of_their_own_and_set_up_well_are_clean():
+    assert judge(APART) == ()

@@ -16,7 +16,9 @@ from random import SystemRandom
 
 import psutil
 
+from fabric.flows import load, nftables, ports
 from fabric.starter import write_starter
+from fabric.zones import Topology
 from wire.capture import Capture, Stream, messages, streams
 from wire.namespaces import Pair, joined
 from wire.planted import KINDS, Planted
@@ -90,14 +92,14 @@ class Lab:
         pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
         return [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
 
-    def at_work(self, timeout_s: float = 60) -> psutil.Process:
+    def at_work(self, timeout_s: float = 60, word: str = "") -> psutil.Process:
         """Return a worker of the public node that is at work, as soon as there is one."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
             for process in self.public_processes():
                 with suppress(psutil.Error):
                     title = " ".join(process.cmdline())
-                    if title.startswith("ray::") and not title.startswith("ray::IDLE"):
+                    if title.startswith("ray::") and not title.startswith("ray::IDLE") and word in title:
                         return process
             time.sleep(0.1)
         raise AssertionError("no worker was at work in the public zone")
@@ -109,7 +111,8 @@ class Lab:
         alone is not among them: pipes, sockets, shared memory that no process has attached.
         """
         node = self.public_node
-        return [Path(node["temp"]), self.outbox, Path(f"/proc/{node['pid']}/root/dev/shm")]
+        own = [Path(node["temp"]), Path(f"/proc/{node['pid']}/root/dev/shm")]
+        return own if self.state["federated"] else [*own, self.outbox]
 
     def search_public(self, first: psutil.Process | None = None) -> Found:
         """Search everything that the public side holds: its processes, `first` before the others, and its folders."""
@@ -150,12 +153,15 @@ def _lives(process: psutil.Process) -> bool:
 
 
 @contextmanager
-def living(folder: Path, *, rows: int = 1500) -> Iterator[Lab]:
-    """Yield a lab in `folder`; in the end nothing of it is left but the folder and the capture."""
+def living(folder: Path, *, rows: int = 1500, topology: Topology = Topology.STRETCHED) -> Iterator[Lab]:
+    """Yield a lab in `folder`; in the end nothing of it is left but the folder and the capture.
+
+    Where every zone is a cluster of its own, only the table's flows are open between the two.
+    """
     planted = Planted.draw(SystemRandom())
     search = Search.for_columns({name: planted.column(name) for name in KINDS}, KINDS)
     home = folder / "private"
-    write_starter(home)
+    write_starter(home, topology=topology)
     planted.write(home / "people.csv", rows=rows)
     recipe = home / "people.recipe.toml"
     recipe.write_text(planted.recipe(recipe.read_text()))
@@ -165,10 +171,12 @@ def living(folder: Path, *, rows: int = 1500) -> Iterator[Lab]:
         )
         lab.env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))}
         lab.env |= {"PATH": f"{_BIN}{os.pathsep}{lab.env['PATH']}", "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
-        places = {
-            "private": (pair.private.address, ()),
-            "public": (pair.public.address, pair.public.enter_alone(writable=lab.outbox, hidden=home / "people.csv")),
-        }
+        if topology is Topology.FEDERATED:
+            _wall(pair, home)
+            launcher = pair.public.enter_apart(hidden=home)
+        else:
+            launcher = pair.public.enter_alone(writable=lab.outbox, hidden=home / "people.csv")
+        places = {"private": (pair.private.address, ()), "public": (pair.public.address, launcher)}
         for made in (home / ".fabric", lab.outbox.parent, lab.outbox):
             made.mkdir(mode=0o700)
         starter = str(Path(__file__).with_name("starting.py"))
@@ -181,3 +189,15 @@ def living(folder: Path, *, rows: int = 1500) -> Iterator[Lab]:
         finally:
             lab.capture.stop()
             lab.run("fabric", "down", check=False)
+
+
+def _wall(pair: Pair, home: Path) -> None:
+    """Open the table's flows between the two, on the table's ports, and drop and count the rest."""
+    addresses = {"private": pair.private.address, "public": pair.public.address}
+    for side, namespace in (("private", pair.private), ("public", pair.public)):
+        namespace.firewall(nftables(load(), Topology.FEDERATED, side, addresses, {}))
+    with (home / "fabric.toml").open("a") as file:
+        file.write(
+            f'\n[border]\nhost = "{pair.private.address}"\nport = {ports()["border"].low}\nlost_seconds = 40\n'
+            f"\n[local]\noutside_jobs_port = {ports()['jobs'].low}\n"
+        )

@@ -32,6 +32,16 @@ while read -r _ place _; do
 done < /proc/self/mounts
 exec "$@"
 """
+_APART = """
+mount -t tmpfs -o mode=1777,size=50% tmpfs /dev/shm
+mount --bind "$HOME" "$HOME"
+for other in {hidden} "${{HOME%-*}}-0"; do mount -t tmpfs tmpfs "$other"; done
+while read -r _ place _; do
+    case " /dev/shm $HOME " in *" $place "*) continue;; esac
+    case "$place" in /proc*|/sys*|/dev/pts) ;; *) mount -o remount,bind,ro "$place";; esac
+done < /proc/self/mounts
+exec "$@"
+"""
 _NEEDED = ("ip", "nsenter", "unshare", "mount")
 
 
@@ -45,6 +55,15 @@ def missing() -> str:
     probe = ["unshare", "--net", "--mount", "mount", "-t", "tmpfs", "tmpfs", "/dev/shm"]
     done = subprocess.run(probe, capture_output=True, text=True)
     return "" if done.returncode == 0 else f"network and mount namespaces cannot be made here: {done.stderr.strip()}"
+
+
+def missing_firewall() -> str:
+    """Say why a firewall cannot be made here; empty if it can."""
+    absent = [name for name in ("nft", "ss") if shutil.which(name) is None]
+    if absent:
+        return f"not installed: {', '.join(absent)} (Debian packages nftables, iproute2)"
+    done = subprocess.run(["unshare", "--net", "nft", "list", "ruleset"], capture_output=True, text=True)
+    return "" if done.returncode == 0 else f"nftables does not work here: {done.stderr.strip()}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,6 +86,15 @@ class Namespace:
         the head's session, whose Unix sockets would be a way past the link.
         """
         script = _ALONE.format(writable=shlex.quote(str(writable)), hidden=shlex.quote(str(hidden)))
+        return (*self.enter, "unshare", "--mount", "sh", "-ec", script, "sh")
+
+    def enter_apart(self, *, hidden: Path) -> tuple[str, ...]:
+        """Return the same for the head of a cluster of its own, which has no business in any folder but its own.
+
+        It writes in `$HOME` and its own /dev/shm only, and sees neither what is in the folder `hidden` nor what is in
+        the private head's.
+        """
+        script = _APART.format(hidden=shlex.quote(str(hidden)))
         return (*self.enter, "unshare", "--mount", "sh", "-ec", script, "sh")
 
     def run(self, *command: str, **options: object) -> subprocess.CompletedProcess[str]:

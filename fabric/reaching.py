@@ -1,0 +1,59 @@
+"""Reaching a zone: which site runs its work, by the fabric's topology, and how its cluster is found."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fabric.border_carrier import BorderCarrier
+from fabric.errors import ClusterUnavailable, Reason
+from fabric.federated import Federated
+from fabric.local_cluster import running
+from fabric.outside_jobs import OutsideJobs
+from fabric.session import Session
+from fabric.sites import Site, Stretched
+from fabric.zones import Topology, Zone, ZoneKind
+
+
+def site_of(session: Session, zone: Zone) -> Site:
+    """Return the site of a zone.
+
+    Raises:
+        ClusterUnavailable: `FABRIC_DOWN`: the zone's own cluster, or the border before it, is not up.
+    """
+    config = session.config
+    if config.topology is Topology.STRETCHED or zone.kind is ZoneKind.PRIVATE:
+        return Stretched(session)
+    jobs, address = _found(session, zone)
+    return Federated(
+        session=session,
+        zone=zone,
+        jobs=jobs,
+        border=BorderCarrier.of(config, session.home, session.ledger, address=address),
+        lost_s=config.border.lost_seconds,
+    )
+
+
+def _found(session: Session, zone: Zone) -> tuple[OutsideJobs, str]:
+    """Return the jobs API of a zone's cluster, and the address under which that zone reaches the border."""
+    config = session.config
+    terms = config.outside.get(zone.name)
+    if terms is not None:
+        jobs = OutsideJobs(zone=zone.name, url=terms.jobs, token=_token(terms.token_file, zone))
+        return jobs, f"{config.border.advertise or config.border.host}:{config.border.port}"
+    cluster = running(config.state)
+    node = next((each for each in cluster.nodes if each.zone == zone.name), None) if cluster else None
+    if cluster is None or node is None or not node.jobs_url:
+        raise _down(zone, "`fabric up` starts one on this machine; [outside] in fabric.toml names one elsewhere")
+    token = _token(cluster.outside_token_path(zone.name), zone)
+    return OutsideJobs(zone=zone.name, url=node.jobs_url, token=token), cluster.border_address
+
+
+def _token(path: Path, zone: Zone) -> str:
+    try:
+        return path.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        raise _down(zone, f"its token is expected in {path}") from None
+
+
+def _down(zone: Zone, hint: str) -> ClusterUnavailable:
+    return ClusterUnavailable(Reason.FABRIC_DOWN, f"the cluster of zone {zone.name!r} is not known to be up", hint)
