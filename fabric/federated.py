@@ -48,6 +48,8 @@ class Federated:
 
     Attributes:
         lost_s: a cluster that neither answers nor returns anything for so long counts as lost.
+        sends_papers: each job is sent papers for the border; a zone whose nodes were given some needs none, and a key
+            is not for a jobs API to list.
     """
 
     session: Session
@@ -55,6 +57,7 @@ class Federated:
     jobs: OutsideJobs
     border: BorderCarrier
     lost_s: float
+    sends_papers: bool
 
     @property
     def carrier(self) -> Carrier:
@@ -133,12 +136,11 @@ class Federated:
         """Start the job of a crossing and yield its deliveries, the last of which is an answer; end both in the end."""
         job, ticket = job_id(crossing.id), crossing.ticket
         assert isinstance(ticket, BorderTicket)  # noqa: S101 - our own carrier made it
-        # Without the papers: every node of the zone has been given some, and a key is not for a jobs API to list.
-        told = {name: value for name, value in ticket.to_json().items() if name != "papers"}
+        told = {name: value for name, value in ticket.to_json().items() if name != "papers" or self.sends_papers}
         variables = {**SETTINGS, "FABRIC_TICKET": json.dumps(told), "FABRIC_ORDER": json.dumps(order)}
         folder = self.session.home.outbox(self.zone.name) / crossing.id
         try:
-            self.jobs.submit(job, variables)
+            self._submit(job, variables)
             yield self._deliveries(job, Deliveries(self.border.inbox, crossing.id, folder))
         finally:
             self.border.close(crossing.id)
@@ -148,6 +150,21 @@ class Federated:
                 if not self.jobs.state(job).over:
                     self.jobs.stop(job)
             self.border.inbox.discard(crossing.id)
+
+    def _submit(self, job: str, variables: Mapping[str, str]) -> None:
+        """Start a job, once, and try for as long as its cluster may be away.
+
+        Raises:
+            RemoteFailure: `REMOTE_FAILED`.
+        """
+        since_s = time.monotonic()
+        while True:
+            try:
+                return self.jobs.submit(job, variables)
+            except RemoteFailure:
+                if time.monotonic() - since_s > self.lost_s:
+                    raise
+            time.sleep(ASK_STATE_EVERY_S)
 
     def _deliveries(self, job: str, deliveries: Deliveries) -> Iterator[Any]:
         """Yield what the job returns as it comes, up to its answer.

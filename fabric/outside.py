@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -55,12 +56,12 @@ class Returning:
 def main() -> int:
     """Do what the job was started for and return its exit status: 0 if an answer went back."""
     node = Environment.read()
-    if not node.outside or node.given is None or not node.ticket or not node.order:
+    if not node.outside or not node.ticket or not node.order:
         raise InvalidInput(
             Reason.CONFIG_INVALID, "this is no job of a fabric's outside", "jobs are started from inside"
         )
-    papers = json.loads((node.given / PAPERS_FILE).read_text())
-    ticket = BorderTicket.from_json({**json.loads(node.ticket), "papers": papers})
+    given = {} if node.given is None else {"papers": json.loads((node.given / PAPERS_FILE).read_text())}
+    ticket = BorderTicket.from_json({**json.loads(node.ticket), **given})
     order = json.loads(node.order)
     with ticket.held() as held:
         returning = Returning(held)
@@ -70,6 +71,12 @@ def main() -> int:
             kind, content = encode_error(error)
             answer = {ANSWER_FILE: _json({"kind": kind}), CONTENT_FILE: content}
         returning.give(answer)
+        if node.given is not None and held.fetching.papers != ticket.papers:
+            # The border renewed the certificate: the zone's next job shows the new one.
+            part = node.given / f".{PAPERS_FILE}.{ticket.crossing}"
+            with open(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+                file.write(_json(held.fetching.papers.to_json()))
+            part.replace(node.given / PAPERS_FILE)
     return 0
 
 

@@ -18,7 +18,7 @@ from enum import StrEnum
 from typing import Any
 from urllib.parse import urlsplit
 
-from fabric.errors import InvalidInput, Reason, RemoteFailure
+from fabric.errors import ClusterUnavailable, InvalidInput, Reason, RemoteFailure
 from fabric.results import read_json
 
 ENTRYPOINT = 'exec "${FABRIC_PYTHON:-python3}" -m fabric.outside'
@@ -62,7 +62,8 @@ class OutsideJobs:
         """Start the program outside as job `job`, which Ray refuses to start twice.
 
         Raises:
-            RemoteFailure: `REMOTE_FAILED`.
+            RemoteFailure: `REMOTE_FAILED`: it does not answer, or cannot now; trying again is safe.
+            ClusterUnavailable: `CLUSTER_FAILED`: it will not, for whoever has this token.
         """
         body = {
             "entrypoint": ENTRYPOINT,
@@ -71,6 +72,12 @@ class OutsideJobs:
             "metadata": {},
         }
         status, _ = self._call("POST", "/api/jobs/", body)
+        if 400 <= status < 500:
+            raise ClusterUnavailable(
+                Reason.CLUSTER_FAILED,
+                f"the cluster of zone {self.zone!r} refused the job with status {status}",
+                "look at its token and its address: [outside] in fabric.toml, or `fabric down` and `fabric up`",
+            )
         # Ray answers a second submission with 500, as it does what it could not do: the job itself decides.
         if status != 200 and self.state(job) in (JobState.ABSENT, JobState.UNKNOWN):
             raise self._failed(f"refused the job with status {status}")

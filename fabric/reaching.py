@@ -30,6 +30,7 @@ def site_of(session: Session, zone: Zone) -> Site:
         jobs=jobs,
         border=BorderCarrier.of(config, session.home, session.ledger, address=address),
         lost_s=config.border.lost_seconds,
+        sends_papers=zone.name in config.outside,
     )
 
 

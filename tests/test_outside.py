@@ -1,0 +1,237 @@
+"""What another zone's cluster says counts as one bounded word, and what its jobs return as bounded files."""
+
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+import fabric.outside_jobs as outside_jobs
+from fabric.artifacts import digest
+from fabric.deliveries import Answer, Deliveries, read_outcomes, read_report
+from fabric.errors import ClusterUnavailable, InvalidInput, Reason, RemoteFailure
+from fabric.inbox import Declared, Inbox
+from fabric.learning import CHECKPOINT_FILES
+from fabric.outside_jobs import JobState, OutsideJobs, job_id
+from fabric.results import decode
+from fabric.specs import SearchSpace, SweepSpec, TrainingSpec, sweep_form
+from fabric.stores import Home
+
+CROSSING = "c" * 32
+
+
+@contextmanager
+def served(answer):
+    """Serve a jobs API whose every answer is `answer(handler)`, and yield it and what it was asked."""
+    asked = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def _asked(self):
+            content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            asked.append((self.command, self.path, dict(self.headers), content))
+            answer(self)
+
+        do_GET = do_POST = _asked  # noqa: N815 - what the server calls
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield OutsideJobs(zone="public", url=f"http://127.0.0.1:{server.server_port}", token="of-that-cluster"), asked
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def says(content, status=200, **headers):
+    def answer(handler):
+        handler.send_response(status)
+        for name, value in headers.items():
+            handler.send_header(name, value)
+        handler.send_header("Content-Length", str(len(content)))
+        handler.end_headers()
+        handler.wfile.write(content)
+
+    return answer
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"[]", b"{", b'{"status": 1}', b'{"status": "RUNNING", "status": "FAILED"}', b"[" * 200_000, b"NaN",
+     b'{"status": "MOCKERY"}', b"x" * (outside_jobs.MOST_BYTES + 2)],
+)  # fmt: skip
+def test_an_answer_that_is_no_plain_word_is_no_state(content):
+    with served(says(content)) as (jobs, _):
+        assert state_or_failure(jobs) in (JobState.UNKNOWN, Reason.REMOTE_FAILED)
+
+
+def state_or_failure(jobs):
+    try:
+        return jobs.state(job_id(CROSSING))
+    except RemoteFailure as error:
+        return error.reason
+
+
+def test_a_redirection_is_not_followed_and_the_token_goes_nowhere_else():
+    with (
+        served(says(b'{"status": "SUCCEEDED"}')) as (elsewhere, asked_elsewhere),
+        served(says(b"", 302, Location=elsewhere.url)) as (jobs, _),
+        pytest.raises(RemoteFailure),
+    ):
+        jobs.state(job_id(CROSSING))
+    assert asked_elsewhere == []
+
+
+def test_an_answer_that_drips_is_cut_off(monkeypatch):
+    monkeypatch.setattr(outside_jobs, "CALL_S", 0.5)
+
+    def drips(handler):
+        handler.send_response(200)
+        handler.send_header("Content-Length", "1000")
+        handler.end_headers()
+        while True:
+            try:
+                handler.wfile.write(b" ")
+                handler.wfile.flush()
+            except OSError:
+                return
+            time.sleep(0.1)
+
+    with served(drips) as (jobs, _), pytest.raises(RemoteFailure):
+        jobs.state(job_id(CROSSING))
+
+
+def test_nobody_there_is_a_failure_that_names_the_zone_and_not_the_token():
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    jobs = OutsideJobs(zone="public", url=f"http://127.0.0.1:{port}", token="of-that-cluster")
+    with pytest.raises(RemoteFailure, match="'public'") as caught:
+        jobs.state(job_id(CROSSING))
+    assert "of-that-cluster" not in f"{caught.value} {jobs!r}"
+
+
+def test_a_job_that_was_started_before_is_not_an_error():
+    def answer(handler):
+        says(b"taken", 500)(handler) if handler.command == "POST" else says(b'{"status": "RUNNING"}')(handler)
+
+    with served(answer) as (jobs, asked):
+        jobs.submit(job_id(CROSSING), {"FABRIC_ORDER": "{}"})
+    told = json.loads(asked[0][3])
+    assert told["submission_id"] == f"fabric-{CROSSING}"
+    assert "working_dir" not in told["runtime_env"]
+    assert asked[0][2]["Authorization"] == "Bearer of-that-cluster"
+
+
+def test_a_job_that_the_cluster_refuses_is_an_error():
+    with served(says(b"no", 403)) as (jobs, _), pytest.raises(ClusterUnavailable, match="refused the job"):
+        jobs.submit(job_id(CROSSING), {})
+
+
+# Deliveries.
+
+
+@pytest.fixture
+def inbox(tmp_path):
+    return Inbox.of(Home.open(tmp_path / "home"), most=1 << 30)
+
+
+def returned(inbox, slot, files):
+    """Return files as the border service lands them."""
+    declared = {name: Declared(name=name, size=len(each), digest=digest(each)) for name, each in files.items()}
+    for name, content in files.items():
+        if content:
+            inbox.put(CROSSING, declared[name], 0, memoryview(content))
+    inbox.commit(CROSSING, slot, declared, lambda path: digest(path.read_bytes()))
+
+
+def taken(inbox, tmp_path):
+    return list(Deliveries(inbox, CROSSING, tmp_path / "outbox").take())
+
+
+def report(**changes):
+    told = {"epoch": 2, "training": 0.5, "validation": 0.5, "files": dict.fromkeys(CHECKPOINT_FILES, "sha256:0")}
+    return json.dumps({**told, **changes}).encode()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [report(epoch=1), report(epoch=5), report(epoch=True), report(epoch="2"), report(training="x"), report(files={}),
+     report(files=dict.fromkeys(CHECKPOINT_FILES, "x" * 1000)), b"[]", b"", b'{"epoch": 2, "epoch": 3}',
+     report().replace(b"0.5", b"NaN", 1), report().replace(b"0.5", b"1e999", 1)],
+)  # fmt: skip
+def test_a_report_that_is_none_is_refused(inbox, tmp_path, content):
+    returned(inbox, 0, {"progress.json": content})
+    (delivery,) = taken(inbox, tmp_path)
+    with pytest.raises(InvalidInput) as caught:
+        read_report(delivery, TrainingSpec(epochs=4), after=1)
+    assert caught.value.reason is Reason.RESULT_REFUSED
+
+
+def test_a_report_is_read_and_names_the_folder_in_the_outbox(inbox, tmp_path):
+    returned(inbox, 0, {"progress.json": report()})
+    (delivery,) = taken(inbox, tmp_path)
+    found = read_report(delivery, TrainingSpec(epochs=4), after=1)
+    assert (found.epoch.epoch, found.folder) == (2, str(tmp_path / "outbox" / "000000"))
+    assert inbox.deliveries(CROSSING) == {}
+
+
+@pytest.mark.parametrize(
+    "told",
+    [{"ended": 3}, {"ended": -1}, {"ended": True}, {}, [],
+     {"ended": 2, "validation": [0.1], "best": 0}, {"ended": 2, "validation": "ab", "best": 0},
+     {"ended": 2, "validation": [[], {}], "best": 0}],
+)  # fmt: skip
+@pytest.mark.parametrize("last", [True, False])
+def test_the_outcome_of_a_sweep_that_is_none_is_refused(inbox, tmp_path, told, last):
+    if not last and isinstance(told, dict) and "validation" in told:
+        pytest.skip("only the last says how each trial did")
+    answer = {"answer.json": b'{"kind": "done"}'} if last else {}
+    returned(inbox, 0, {"progress.json": json.dumps(told).encode(), **answer})
+    (delivery,) = taken(inbox, tmp_path)
+    with pytest.raises(InvalidInput):
+        read_outcomes(delivery, trials=2)
+
+
+@pytest.mark.parametrize("content", [b'{"kind": "pickle"}', b"{}", b"[]", b'{"kind": {"a": 1}}', b""])
+def test_an_answer_of_another_kind_is_refused(inbox, tmp_path, content):
+    returned(inbox, 0, {"answer.json": content, "content": b"1"})
+    with pytest.raises(InvalidInput):
+        taken(inbox, tmp_path)
+
+
+def test_an_answer_is_decoded_as_that_of_a_stretched_cluster_is(inbox, tmp_path):
+    returned(inbox, 0, {"answer.json": b'{"kind": "json"}', "content": b'{"rows": 7}'})
+    (delivery,) = taken(inbox, tmp_path)
+    assert isinstance(delivery, Answer)
+    assert decode(delivery.parts()) == {"rows": 7}
+
+
+def test_an_answer_without_content_is_refused(inbox, tmp_path):
+    returned(inbox, 0, {"answer.json": b'{"kind": "json"}'})
+    (delivery,) = taken(inbox, tmp_path)
+    with pytest.raises(InvalidInput):
+        delivery.parts()
+
+
+def test_deliveries_are_taken_in_order_and_none_before_its_turn(inbox, tmp_path):
+    returned(inbox, 1, {"progress.json": b"1"})
+    deliveries = Deliveries(inbox, CROSSING, tmp_path / "outbox")
+    assert list(deliveries.take()) == []
+    returned(inbox, 0, {"progress.json": b"0"})
+    assert [each.read("progress.json") for each in deliveries.take()] == [b"0", b"1"]
+    assert list(deliveries.take()) == []
+
+
+def test_a_sweep_that_holds_more_than_its_spec_does_not_cross():
+    class Mine(SearchSpace):
+        note: str = "zyxwanda.quorvex@planted.example"
+
+    with pytest.raises(InvalidInput):
+        sweep_form(SweepSpec.model_construct(training=TrainingSpec(), search=Mine(), concurrent=1))
+    spec = SweepSpec(search=SearchSpace(learning_rate=[0.1, 0.2]))
+    assert SweepSpec.model_validate(sweep_form(spec)) == spec
