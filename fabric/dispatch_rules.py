@@ -134,7 +134,7 @@ class Rules:
     overrun_share: float = 0.15
     startup_s: float = 120.0
     egress_mb_s: float = 100.0
-    reserve: float = 0.05
+    reserve: float = 0.1
     reserve_short_s: float = 600.0
     release: float = 0.7
     calm_s: float = 300.0
@@ -210,7 +210,7 @@ class DispatchTable(Spec):
     overrun_share: _Share = 0.15
     startup_s: _Seconds = 120.0
     egress_mb_s: Annotated[float, Field(gt=0, le=1_000_000)] = 100.0
-    reserve: _Share = 0.05
+    reserve: _Share = 0.1
     reserve_short_s: _Seconds = 600.0
     release: _Share = 0.7
     calm_s: _Seconds = 300.0

@@ -15,7 +15,7 @@ MAX_SETBACK = 4.0
 class Shares:
     """What each team holds inside, and what it is entitled to."""
 
-    __slots__ = ("_active", "_cpus", "_fair_s", "_gpus", "_held", "_setbacks", "_weights")
+    __slots__ = ("_active", "_cpus", "_fair_s", "_gpus", "_held", "_setbacks", "_total", "_weights")
 
     def __init__(self, weights: Mapping[str, float], fair_s: float) -> None:
         """Start with no team; `fair_s` is what a team at twice its entitlement is set back."""
@@ -23,6 +23,7 @@ class Shares:
         self._fair_s = fair_s
         self._held: dict[str, list[int]] = {}
         self._active: dict[str, int] = {}
+        self._total = 0.0
         self._gpus = 0
         self._cpus = 0
         self._setbacks: dict[str, float] = {}
@@ -37,14 +38,18 @@ class Shares:
         count = self._active.get(team, 0)
         self._active[team] = count + 1
         if not count:
-            self._setbacks.clear()
+            self._weigh()
 
     def leaves(self, team: str) -> None:
         """Count one job less."""
         self._active[team] -= 1
         if not self._active[team]:
             del self._active[team]
-            self._setbacks.clear()
+            self._weigh()
+
+    def _weigh(self) -> None:
+        self._setbacks.clear()
+        self._total = sum(self._weights.get(name, 1.0) for name in sorted(self._active))
 
     def takes(self, team: str, gpus: int, cpus: int) -> None:
         """Count what a job holds inside; negative when it gives it back."""
@@ -61,8 +66,8 @@ class Shares:
 
     def entitled(self, team: str) -> float:
         """Return the share that the team's weight gives it among the teams that have work."""
-        total = sum(self._weights.get(name, 1.0) for name in self._active) or 1.0
-        return self._weights.get(team, 1.0) / max(total, self._weights.get(team, 1.0))
+        weight = self._weights.get(team, 1.0)
+        return weight / max(self._total, weight)
 
     def setback_s(self, team: str) -> float:
         """Return by how many seconds the team's work goes behind that of others now."""

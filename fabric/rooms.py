@@ -12,7 +12,7 @@ from fabric.lines import Line
 
 _OVERRUN_S = 60.0
 """When a job that has outlived its estimate is thought to end, and thought again."""
-_WALKED = 256
+_WALKED = 64
 _UNCOUNTED = 1 << 40
 
 
@@ -31,6 +31,8 @@ class Room:
     __slots__ = (
         "calm_since_s",
         "cpus_held",
+        "free_cpus",
+        "free_gpus",
         "gpus_held",
         "line",
         "name",
@@ -46,6 +48,9 @@ class Room:
         self.pool = pool
         self.gpus_held = 0
         self.cpus_held = 0
+        self.free_gpus = 0
+        self.free_cpus = 0
+        self._count()
         self.promised: dict[str, tuple[int, int]] = {}
         """What waiting jobs were made room for, and have not taken yet."""
         self.running: list[tuple[float, str, int, int]] = []
@@ -55,17 +60,11 @@ class Room:
         self.calm_since_s = math.inf
         self.usual: dict[bool, tuple[int | None, float]] = {True: (pool.spot, math.inf), False: (pool.price, math.inf)}
 
-    @property
-    def free_gpus(self) -> int:
-        """Return the GPUs that nobody holds; negative when capacity went away under running work."""
-        return self.pool.gpus_total - self.pool.gpus_taken - self.gpus_held
-
-    @property
-    def free_cpus(self) -> int:
-        """Return the same of CPUs."""
-        if not self.pool.counts_cpus:
-            return _UNCOUNTED
-        return self.pool.cpus_total - self.pool.cpus_taken - self.cpus_held
+    def _count(self) -> None:
+        """Work out what nobody holds; negative when capacity went away under running work."""
+        pool = self.pool
+        self.free_gpus = pool.gpus_total - pool.gpus_taken - self.gpus_held
+        self.free_cpus = pool.cpus_total - pool.cpus_taken - self.cpus_held if pool.counts_cpus else _UNCOUNTED
 
     def fits(self, gpus: int, cpus: int) -> bool:
         """Say whether so much is free."""
@@ -75,12 +74,14 @@ class Room:
         """Count what a job takes, until it is thought to end."""
         self.gpus_held += gpus
         self.cpus_held += cpus
+        self._count()
         insort(self.running, (until_s, job, gpus, cpus))
 
     def free(self, job: str, gpus: int, cpus: int, until_s: float) -> None:
         """Count what a job gives back; it was held until `until_s`."""
         self.gpus_held -= gpus
         self.cpus_held -= cpus
+        self._count()
         self.running.remove((until_s, job, gpus, cpus))
 
     def health(self, now_s: float, stale_s: float) -> Health:
@@ -92,6 +93,7 @@ class Room:
     def see(self, pool: Pool, jump: float, settles_s: float) -> None:
         """Take in the pool as observed; a price that jumped becomes the usual one when it has held for so long."""
         self.pool = pool
+        self._count()
         at_s = pool.observed_s if pool.priced_s is None else pool.priced_s
         for spot, price in ((True, pool.spot), (False, pool.price)):
             usual, since_s = self.usual[spot]
@@ -125,17 +127,23 @@ class Room:
         The GPU-seconds that running jobs give back are filled with the work ahead first; an estimate, since what fits
         beside what is not known before. Infinite if the pool can never hold it.
         """
-        line = self.line
-        need, free = (gpus, self.free_gpus) if self.pool.gpus_total else (cpus, self.free_cpus)
-        ahead = line.work.ahead(rank)
-        served, at_s = 0.0, now_s
+        in_gpus = self.pool.gpus_total > 0
+        need, free = (gpus, self.free_gpus) if in_gpus else (cpus, self.free_cpus)
+        ahead = self.line.work.ahead(rank)
+        served, at_s, soon_s = 0.0, now_s, now_s + _OVERRUN_S
         for end_s, _, held_gpus, held_cpus in islice(self.running, _WALKED):
-            end_s = max(end_s, now_s + _OVERRUN_S)
-            if free >= need and free > 0 and served + free * (end_s - at_s) >= ahead:
-                return at_s + max(0.0, ahead - served) / free - now_s
-            served += max(0, free) * (end_s - at_s)
+            if end_s < soon_s:
+                end_s = soon_s
+            if free > 0:
+                serves = free * (end_s - at_s)
+                if free >= need and served + serves >= ahead:
+                    return at_s + max(0.0, ahead - served) / free - now_s
+                served += serves
             at_s = end_s
-            free += held_gpus if self.pool.gpus_total else held_cpus
+            free += held_gpus if in_gpus else held_cpus
+        if len(self.running) > _WALKED:
+            # The rest of the pool is thought to go on serving as a whole.
+            free = self.pool.gpus_total if in_gpus else self.pool.cpus_total
         if need > free or free <= 0:
-            return math.inf if len(self.running) <= _WALKED else at_s - now_s
+            return math.inf
         return at_s + max(0.0, ahead - served) / free - now_s
