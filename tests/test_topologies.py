@@ -14,7 +14,7 @@ from conftest import BIN, PLANTED, Living, needles, processes_of, write_planted
 from fabric.starter import write_starter
 from fabric.zones import Topology
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 PROGRAM = """
 import json
