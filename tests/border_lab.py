@@ -35,6 +35,7 @@ from fabric.stores import Home
 from fabric.testing import sealed_matrix
 from fabric.zones import Zone, ZoneKind
 
+BIN = Path(sys.executable).parent
 PRIVATE = Zone(name="private", kind=ZoneKind.PRIVATE, jurisdiction="EU", cpus=2)
 PUBLIC = Zone(name="public", kind=ZoneKind.PUBLIC, jurisdiction="EU")
 ERRAND = Errand(
@@ -109,16 +110,20 @@ class Lab:
 
     def spawn(self) -> subprocess.Popen:
         """Start the service as a process of its own, as `fabric border serve` does, and wait until it is ready."""
-        env = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
         process = subprocess.Popen(
-            [Path(sys.executable).parent / "fabric", "border", "serve", "--config", self.config],
-            env=env, stdout=subprocess.PIPE, stderr=(self.folder / "service.log").open("ab"), text=True,
+            [BIN / "fabric", "border", "serve", "--config", self.config],
+            env=self.env, stdout=subprocess.PIPE, stderr=(self.folder / "service.log").open("ab"), text=True,
         )  # fmt: skip
         line = process.stdout.readline()
         assert line.startswith(READY), (self.folder / "service.log").read_text()
         self.port = int(line.strip().rpartition(":")[2])
         self.processes.append(process)
         return process
+
+    @property
+    def env(self) -> dict[str, str]:
+        """Return the environment of commands: this tree, whichever one is installed."""
+        return {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
     @property
     def serving(self) -> psutil.Process:
