@@ -9,6 +9,7 @@ stopped, for as long as something moves within the client's patience. A refusal 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import re
 import threading
@@ -17,7 +18,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from hashlib import file_digest
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -280,6 +280,7 @@ class BorderClient:
 
     def _fetched(self, name: str, listed: tuple[str, int] | None) -> bytes:
         pieces: list[Any] = []
+        hashed = hashlib.sha256()
         most = listed[1] if listed else _MAX_LISTING_BYTES
 
         def pull(client: pa.flight.FlightClient) -> bytes:
@@ -290,12 +291,13 @@ class BorderClient:
                 if have > most:
                     raise StatementInvalid(Reason.DIGEST_MISMATCH, f"more came of {name} than is listed")
                 pieces.append(piece)
+                hashed.update(piece)  # while the next one is under way
             if listed and have < most:
                 raise ConnectionError  # ended early: go on from here
             return b"".join(pieces)
 
         content = self._again(pull, lambda: len(pieces))
-        if listed and digest(content) != listed[0]:
+        if listed and f"sha256:{hashed.hexdigest()}" != listed[0]:
             raise StatementInvalid(Reason.DIGEST_MISMATCH, f"{name} is not what the border listed", "run the job again")
         return content
 
@@ -395,7 +397,7 @@ def _declared(content: bytes | Path) -> tuple[str, int]:
     if isinstance(content, bytes):
         return digest(content), len(content)
     with content.open("rb") as file:
-        return f"sha256:{file_digest(file, 'sha256').hexdigest()}", content.stat().st_size
+        return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}", content.stat().st_size
 
 
 @contextmanager
