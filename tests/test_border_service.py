@@ -15,8 +15,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psutil
-import pyarrow
-import pyarrow.flight
 import pytest
 from border_lab import BIN, Lab, lab
 from hypothesis import given
@@ -332,24 +330,6 @@ def test_a_ticket_that_is_held_hands_out_tokens_that_are_good_now(tmp_path):
         assert held.ticket.collect([0]).chunks
         held.deliver(0, {"progress.json": b"{}"})
         assert list(made.inbox.deliveries(first.crossing)) == [0]
-
-
-def test_a_client_that_reads_nothing_is_ended_and_the_service_keeps_little_for_it(tmp_path):
-    with lab(tmp_path, spawned=True, terms=BorderTerms(stall_seconds=5)) as made:
-        ticket = made.export(Cargo(matrix=big(made)))
-        before = made.serving.memory_info().rss
-        client = BorderClient(ticket.papers, ticket.fetch, ticket.crossing)
-        words = json.dumps({"crossing": ticket.crossing, "item": "chunk-000000", "offset": 0}).encode()
-        lines = [client._connect() for _ in range(8)]
-        readers = [line.do_get(pyarrow.flight.Ticket(words), client._called()) for line in lines]
-        for reader in readers:
-            reader.read_chunk()
-        time.sleep(7)
-        assert made.serving.memory_info().rss - before < 200 * MIB
-        for reader in readers:
-            with pytest.raises((OSError, pyarrow.ArrowException)):
-                list(reader)
-        assert ticket.collect([0]).chunks
 
 
 def test_a_refusal_stands_even_when_the_ledger_cannot_be_written(made):
