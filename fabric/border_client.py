@@ -369,6 +369,8 @@ class BorderClient:
         while not self._closing.wait(max(1.0, self._renew_at_s - time.monotonic())):
             try:
                 self.renew()
+            except ClusterUnavailable:
+                continue  # the link may come back before the token ends
             except FabricError:
                 return  # the next call says why
 

@@ -90,12 +90,13 @@ class Recorder:
     _meter: Meter = field(default_factory=Meter)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def refused(self, refusal: Refusal) -> None:
-        """Record a refusal, or count it."""
+    def refused(self, refusal: Refusal) -> bool:
+        """Record a refusal, or count it; say which."""
         with self._lock:
             omitted = self._meter.admit(refusal.kind, self.monotonic())
         if omitted >= 0:
             self._write(refusal, omitted)
+        return omitted >= 0
 
     def flush(self, *, all_of_them: bool = False) -> None:
         """Record how many were left out, where it is time to."""

@@ -138,7 +138,11 @@ class BorderService:
         except (grpc.RpcError, StopIteration):
             return  # the client is gone, or never said anything
         except Exception as error:  # noqa: BLE001 - nothing that a client sent may stop the service, or be told
-            _LOG.error("failed", extra={"fabric": {"verb": call.verb, "error": type(error).__name__}})
+            told = self.recorder.refused(
+                Refusal(zone=call.zone, what=f"border:{call.verb}", code=Reason.INTERNAL.value)
+            )
+            if told:
+                _LOG.error("failed", extra={"fabric": {"verb": call.verb, "error": type(error).__name__}})
             call.context.abort(grpc.StatusCode.INTERNAL, f"{Reason.INTERNAL.value}: {type(error).__name__}")
 
     def _answer(self, call: _Call, requests: Iterator[bytes]) -> Iterator[bytes]:
@@ -294,9 +298,10 @@ class BorderService:
 
     def _tidy(self) -> None:
         try:
-            for crossing in self.staging.expire(now=self.clock()):
-                self._served.pop(crossing, None)
+            self.staging.expire(now=self.clock())
             open_now = set(self.staging.crossings())
+            with self._lock:
+                self._served = {crossing: size for crossing, size in self._served.items() if crossing in open_now}
             self.inbox.clear(lambda crossing: crossing in open_now)
             self.recorder.flush()
         except (FabricError, OSError) as error:

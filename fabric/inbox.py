@@ -111,7 +111,9 @@ class Inbox:
             if here + len(piece) > declared.size:
                 raise _refused(f"more came of {declared.name!r} than was declared", "declare what is sent")
             if here == 0:
-                self._make_room(folder, declared)
+                if len(list(pieces.iterdir())) >= _MAX_WAITING:
+                    raise _refused("too many files of this crossing are under way", "send one after the other")
+                self._make_room(folder, declared.size)
             with open(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "ab") as file:
                 file.write(piece)
             return here + len(piece)
@@ -135,6 +137,7 @@ class Inbox:
                 if (target / _LIST).read_bytes() != listed:
                     raise _refused("another delivery has that number", "number deliveries one by one")
                 return
+            self._make_room(folder, sum(one.size for one in _again(files)))
             _check_whole(folder / _PIECES, files, digest_of)
             part = folder / f".{slot:06d}.{secrets.token_hex(4)}"
             part.mkdir(mode=0o700)
@@ -178,14 +181,13 @@ class Inbox:
         """Return how many bytes of a crossing lie here, those that are declared and still to come included."""
         return _declared_bytes(self.folder / crossing)
 
-    def _make_room(self, folder: Path, declared: Declared) -> None:
-        waiting = [path for path in folder.iterdir() if path.name != _PIECES]
-        under_way = list((folder / _PIECES).iterdir())
-        if len(waiting) >= _MAX_WAITING or len(under_way) >= _MAX_WAITING:
-            raise _refused("too many files or deliveries of this crossing lie here", "wait until they are taken")
-        if _declared_bytes(folder) + declared.size > self.most:
+    def _make_room(self, folder: Path, more: int) -> None:
+        """Refuse what would fill the disk: too many deliveries, or too many bytes."""
+        if len([path for path in folder.iterdir() if path.name != _PIECES]) >= _MAX_WAITING:
+            raise _refused("too many deliveries of this crossing lie here", "wait until they are taken")
+        if _declared_bytes(folder) + more > self.most:
             raise _refused(f"more than {self.most} bytes of one crossing would lie here", "return less")
-        if shutil.disk_usage(folder).free < declared.size + _KEEP_FREE:
+        if shutil.disk_usage(folder).free < more + _KEEP_FREE:
             raise _refused("the private zone has no room for the file", "return less, or later")
 
     def _locked(self, crossing: str) -> _Place:
@@ -218,9 +220,19 @@ def limit_of(name: str) -> int:
     return _CHUNK_BYTES if _CHUNK.match(name) else RETURN_LIMITS.get(name, -1)
 
 
+def _again(files: Mapping[str, Declared]) -> list[Declared]:
+    """Return the files whose content stands under an earlier name too: it is sent once, and takes room twice."""
+    seen: set[str] = set()
+    return [one for one in files.values() if one.place in seen or seen.add(one.place)]  # type: ignore[func-returns-value]
+
+
 def _check_whole(pieces: Path, files: Mapping[str, Declared], digest_of: Callable[[Path], str]) -> None:
+    checked: set[str] = set()
     for name, one in files.items():
         path = pieces / one.place
+        if one.place in checked:
+            continue
+        checked.add(one.place)
         if one.size == 0:
             path.touch(mode=0o600)
         if _size(path) != one.size or not path.exists():

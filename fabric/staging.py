@@ -156,8 +156,11 @@ class Staging:
 
     def expire(self, *, now: datetime) -> list[str]:
         """Close every crossing whose grant has ended, and return them."""
-        ended = []
-        for crossing in self.crossings():
+        ended, ready = [], self.crossings()
+        with self._lock:
+            for crossing in set(self._known) - set(ready):
+                del self._known[crossing]  # closed by another process
+        for crossing in ready:
             try:
                 over = self.find(crossing, now=now) is None
             except FabricError:

@@ -317,6 +317,21 @@ def test_more_than_declared_another_content_and_half_a_delivery_do_not_land(bord
     assert border.inbox.deliveries(ticket.crossing) == {}
 
 
+def test_deliveries_of_nothing_and_one_content_under_many_names_do_not_fill_the_disk(border, ticket):
+    nothing = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    for slot in range(64):
+        words = {"crossing": ticket.crossing, "slot": slot, "files": {"state.json": [nothing, 0]}}
+        assert call(border, ticket, "DoAction", act("commit", words), token=ticket.give)[0] == "OK"
+    words = {"crossing": ticket.crossing, "slot": 64, "files": {"state.json": [nothing, 0]}}
+    assert refusal(border, ticket, "DoAction", act("commit", words), token=ticket.give) == "RESULT_REFUSED"
+    other, sent = border.export(), bytes(1 << 20)
+    with pytest.raises(FabricError) as caught:
+        other.deliver(0, {f"chunk-{n:06d}": sent for n in range(100)})
+    assert caught.value.reason is Reason.RESULT_REFUSED
+    other.deliver(0, {f"chunk-{n:06d}": sent for n in range(3)})
+    assert border.inbox.size_bytes(other.crossing) < 4 << 20
+
+
 def test_a_delivery_is_never_replaced_by_another_one(border, ticket):
     ticket.deliver(0, {"state.json": b"{}"})
     ticket.deliver(0, {"state.json": b"{}"})
