@@ -111,7 +111,7 @@ class Rules:
         calm_s: how long a private pool must have had room before work is drained back into it.
         stay_s: how long a job stays where it was started before it is moved.
         drain_left_s: least work that must be left for a job to be moved home.
-        max_moves: how often a job is preempted or drained in its life.
+        max_moves: how often a job comes home, or gives way to a higher priority, in its life.
         checkpoint_s: how long the next checkpoint takes to come, where nothing better is known.
         stays_s: head start inside of work that may not leave; what may has another way.
         priority_s: head start of one step of priority.
@@ -134,7 +134,7 @@ class Rules:
     overrun_share: float = 0.15
     startup_s: float = 120.0
     egress_mb_s: float = 100.0
-    reserve: float = 0.1
+    reserve: float = 0.05
     reserve_short_s: float = 600.0
     release: float = 0.7
     calm_s: float = 300.0
@@ -210,7 +210,7 @@ class DispatchTable(Spec):
     overrun_share: _Share = 0.15
     startup_s: _Seconds = 120.0
     egress_mb_s: Annotated[float, Field(gt=0, le=1_000_000)] = 100.0
-    reserve: _Share = 0.1
+    reserve: _Share = 0.05
     reserve_short_s: _Seconds = 600.0
     release: _Share = 0.7
     calm_s: _Seconds = 300.0

@@ -14,25 +14,25 @@ from fabric.rooms import Room
 def victims(one: Waiting, room: Room, held: Iterable[Holding], rules: Rules, now_s: float) -> list[Holding]:
     """Return checkpointed work that is to stop so that `one` fits; empty if that would not be enough.
 
-    Work that may leave goes first, then work of a priority that is lower by the declared gap; among them the one with
-    the latest deadline. None that was moved as often as allowed, or came only just now.
+    Work that may leave goes first, then work of a priority that is lower by the declared gap, unless it was moved as
+    often as allowed; among them the one with the latest deadline. None that came only just now.
     """
     candidates = [
         holding
         for holding in held
         if holding.room is room
         and holding.movable
-        and holding.was.moves < rules.max_moves
         and now_s - holding.started_s >= rules.stay_s
-        and (bool(holding.was.outside) or one.job.priority - holding.job.priority >= rules.preempt_gap)
+        and (bool(holding.was.outside) or _gives_way(holding, one, rules))
     ]
     candidates.sort(
         key=lambda h: (not h.was.outside, h.job.priority, -(h.job.deadline_s or h.was.start_by_s), h.job.id)
     )
     leaving = room_leaving(room, held)
     # What others were promised of it is not there.
-    gpus = room.free_gpus + sum(h.gpus for h in leaving) - sum(gpus for gpus, _ in room.promised.values())
-    cpus = room.free_cpus + sum(h.cpus for h in leaving) - sum(cpus for _, cpus in room.promised.values())
+    kept = [(gpus, cpus) for gpus, cpus, until_s in room.promised.values() if now_s <= until_s]
+    gpus = room.free_gpus + sum(h.gpus for h in leaving) - sum(gpus for gpus, _ in kept)
+    cpus = room.free_cpus + sum(h.cpus for h in leaving) - sum(cpus for _, cpus in kept)
     found = []
     for holding in candidates:
         if gpus >= one.gpus and cpus >= one.cpus:
@@ -41,6 +41,11 @@ def victims(one: Waiting, room: Room, held: Iterable[Holding], rules: Rules, now
         gpus += holding.gpus
         cpus += holding.cpus
     return found if gpus >= one.gpus and cpus >= one.cpus else []
+
+
+def _gives_way(holding: Holding, one: Waiting, rules: Rules) -> bool:
+    lower = one.job.priority - holding.job.priority >= rules.preempt_gap
+    return lower and holding.was.moves < rules.max_moves
 
 
 def room_leaving(room: Room, held: Iterable[Holding]) -> list[Holding]:

@@ -11,7 +11,7 @@ from fabric.fleet import Health, Pool
 from fabric.lines import Line
 
 _OVERRUN_S = 60.0
-"""When a job that has outlived its estimate is thought to end, and thought again."""
+"""How long at least a job that has outlived its estimate is thought to go on."""
 _WALKED = 64
 _UNCOUNTED = 1 << 40
 
@@ -51,8 +51,8 @@ class Room:
         self.free_gpus = 0
         self.free_cpus = 0
         self._count()
-        self.promised: dict[str, tuple[int, int]] = {}
-        """What waiting jobs were made room for, and have not taken yet."""
+        self.promised: dict[str, tuple[int, int, float]] = {}
+        """What room was made for and not taken yet: GPUs, CPUs, and until when it is kept apart."""
         self.running: list[tuple[float, str, int, int]] = []
         self.line = Line(
             in_gpus=pool.gpus_total > 0, origin_s=pool.observed_s if math.isfinite(pool.observed_s) else 0.0
@@ -114,11 +114,13 @@ class Room:
         free_gpus, free_cpus = self.free_gpus, self.free_cpus
         if gpus <= free_gpus and cpus <= free_cpus:
             return Shadow(now_s, free_gpus - gpus, free_cpus - cpus)
+        at_s = now_s
         for end_s, _, held_gpus, held_cpus in self.running:
+            at_s = max(at_s, _thought_end_s(end_s, now_s))
             free_gpus += held_gpus
             free_cpus += held_cpus
             if gpus <= free_gpus and cpus <= free_cpus:
-                return Shadow(max(end_s, now_s + _OVERRUN_S), free_gpus - gpus, free_cpus - cpus)
+                return Shadow(at_s, free_gpus - gpus, free_cpus - cpus)
         return None
 
     def expected_wait_s(self, gpus: int, cpus: int, rank: float, now_s: float) -> float:
@@ -130,10 +132,11 @@ class Room:
         in_gpus = self.pool.gpus_total > 0
         need, free = (gpus, self.free_gpus) if in_gpus else (cpus, self.free_cpus)
         ahead = self.line.work.ahead(rank)
-        served, at_s, soon_s = 0.0, now_s, now_s + _OVERRUN_S
+        served, at_s = 0.0, now_s
         for end_s, _, held_gpus, held_cpus in islice(self.running, _WALKED):
-            if end_s < soon_s:
-                end_s = soon_s
+            if end_s <= now_s:
+                end_s = _thought_end_s(end_s, now_s)
+            end_s = end_s if end_s > at_s else at_s
             if free > 0:
                 serves = free * (end_s - at_s)
                 if free >= need and served + serves >= ahead:
@@ -147,3 +150,12 @@ class Room:
         if need > free or free <= 0:
             return math.inf
         return at_s + max(0.0, ahead - served) / free - now_s
+
+
+def _thought_end_s(end_s: float, now_s: float) -> float:
+    """Return when a job is thought to end: one that has outlived its estimate goes on for as long again.
+
+    Were it thought to end at once, it would keep the head's reservation in the next minute for ever, and nothing could
+    be backfilled.
+    """
+    return end_s if end_s > now_s else now_s + max(_OVERRUN_S, now_s - end_s)

@@ -76,7 +76,8 @@ class Staying(Leaving):
                 # What is freed is for the one that it was freed for.
                 start_by_s = one.start_by_s
                 self._rerank(one, min(one.rank, self._now_s - self.rules.late_s))
-                room.promised[one.job.id] = (one.gpus, one.cpus)
+                until_s = max(holding.until_s for holding in found) + self.rules.margin_s
+                room.promised[one.job.id] = (one.gpus, one.cpus, until_s)
                 self._say(one, Reason.WAITS_FOR_ROOM, start_by_s)
                 self._arm(one, math.nextafter(start_by_s, math.inf))
                 return True

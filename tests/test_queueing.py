@@ -635,3 +635,26 @@ def test_a_rule_that_is_wrong_is_refused_with_the_nearest_right_one(body, reason
 
 def test_an_empty_table_is_the_defaults():
     assert table("") == Rules()
+
+
+def test_a_job_that_outlives_its_estimate_does_not_keep_others_from_the_room_beside_it():
+    dispatch = made()
+    submit(dispatch, 0.0, job("a", gpus=3, lasts=1_000.0))
+    submit(dispatch, 0.0, job("head", gpus=4, lasts=500.0, due=5_000.0, verdicts=INSIDE_ONLY))
+    # Long past its end it is thought to go on for as long again, not to end within the minute.
+    short = job("short", at=8_000.0, lasts=900.0, due=30_000.0, verdicts=INSIDE_ONLY)
+    assert starts(submit(dispatch, 8_000.0, short)) == {"short": "private"}
+
+
+def test_room_that_was_made_for_one_job_is_not_counted_for_the_next_and_not_for_ever():
+    rules = replace(RULES, late_s=1e6)
+    dispatch = made(rules=rules)
+    for n in range(4):
+        submit(dispatch, 0.0, job(f"saved{n}", lasts=90_000.0, due=200_000.0, checkpointed=True))
+    urgent = {"at": 100.0, "lasts": 1_000.0, "due": 1_400.0, "verdicts": INSIDE_ONLY}
+    asked = [a for a in submit(dispatch, 100.0, job("r0", **urgent), job("r1", **urgent)) if isinstance(a, Preempt)]
+    assert [a.for_job for a in asked] == ["r0", "r1"]
+    assert len({a.job for a in asked}) == 2
+    for one in asked:
+        dispatch.apply(Left(job=one.job, at_s=200.0, left_s=80_000.0))
+    assert starts(dispatch.decide(200.0)) == {"r0": "private", "r1": "private"}
