@@ -110,7 +110,7 @@ def read_report(delivery: Delivery, spec: TrainingSpec, *, after: int) -> Report
     """
     try:
         told = read_json(delivery.read(PROGRESS_FILE))
-        epoch = Epoch(epoch=told["epoch"], training=float(told["training"]), validation=float(told["validation"]))
+        epoch = Epoch(epoch=told["epoch"], training=_number(told["training"]), validation=_number(told["validation"]))
         files = {name: told["files"][name] for name in CHECKPOINT_FILES}
         whole = type(epoch.epoch) is int and after < epoch.epoch <= spec.epochs
         if not whole or not all(isinstance(one, str) and len(one) < 80 for one in files.values()):
@@ -142,13 +142,30 @@ def read_outcomes(delivery: Delivery, trials: int) -> tuple[int, list[Outcome]]:
         return ended, [
             Outcome(
                 number=number,
-                validation=None if loss is None else float(loss),
+                validation=None if loss is None else _number(loss),
                 folder=delivery.folder if number == best and loss is not None else None,
             )
             for number, loss in enumerate(losses)
         ]
     except (ValueError, KeyError, TypeError):
         raise _refused("the outcome of the sweep is none") from None
+
+
+def only_answer(delivery: Delivery) -> Answer:
+    """Return a delivery that must be the only one.
+
+    Raises:
+        InvalidInput: `RESULT_REFUSED`: it is no answer.
+    """
+    if not isinstance(delivery, Answer):
+        raise _refused("what came back is no answer")
+    return delivery
+
+
+def _number(value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError("not a number")  # float("nan") would be one
+    return float(value)
 
 
 def _refused(message: str) -> InvalidInput:

@@ -21,7 +21,7 @@ from fabric.attempts import Left, Outcome, Progress, Report, flagged, followed
 from fabric.border_carrier import BorderCarrier
 from fabric.border_client import BorderTicket
 from fabric.crossing import Carrier, Crossing
-from fabric.deliveries import Answer, Deliveries, read_outcomes, read_report
+from fabric.deliveries import Answer, Deliveries, only_answer, read_outcomes, read_report
 from fabric.errors import Reason, RemoteFailure
 from fabric.outside_jobs import OutsideJobs, job_id
 from fabric.placement import Placement
@@ -124,11 +124,11 @@ class Federated:
         order = {"kind": "burst", "room": room_of(placement).to_json()}
         with self._job(crossing, order) as answers:
             for delivery in answers:
-                if isinstance(delivery, Answer):
-                    with self.session.border.refusals("return", self.zone, self.session.job):
-                        parts = delivery.parts()
-                    shutil.rmtree(delivery.folder.parent)
-                    return parts
+                # A burst returns its answer and nothing else: what came beside it would only fill the disk.
+                with self.session.border.refusals("return", self.zone, self.session.job):
+                    parts = only_answer(delivery).parts()
+                shutil.rmtree(delivery.folder.parent)
+                return parts
         raise AssertionError("the last delivery of a job is an answer")
 
     @contextmanager
@@ -175,7 +175,9 @@ class Federated:
         heard_s = asked_s = time.monotonic()
         ended = False
         while True:
-            for delivery in deliveries.take():
+            with self.session.border.refusals("return", self.zone, self.session.job):
+                came = list(deliveries.take())
+            for delivery in came:
                 heard_s = time.monotonic()
                 yield delivery
                 if isinstance(delivery, Answer):

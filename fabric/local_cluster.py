@@ -30,6 +30,7 @@ from http.client import HTTPException
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 
@@ -423,7 +424,9 @@ def _bring_up_apart(
         _await(cluster, node, _ray_node.registered, deadline)
         url = _await(cluster, node, _ray_node.dashboard_url, deadline)
         if index:
-            nodes = (*cluster.nodes[:index], replace(node, jobs_url=url), *cluster.nodes[index + 1 :])
+            # Of what that zone wrote, the port: its address is ours to know.
+            at_home = f"http://{node.address}:{urlsplit(url).port}"
+            nodes = (*cluster.nodes[:index], replace(node, jobs_url=at_home), *cluster.nodes[index + 1 :])
             cluster = replace(cluster, nodes=nodes)
         else:
             port = _await(cluster, node, _ray_node.gcs_port, deadline)

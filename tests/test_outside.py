@@ -11,7 +11,7 @@ import pytest
 
 import fabric.outside_jobs as outside_jobs
 from fabric.artifacts import digest
-from fabric.deliveries import Answer, Deliveries, read_outcomes, read_report
+from fabric.deliveries import Answer, Deliveries, only_answer, read_outcomes, read_report
 from fabric.errors import ClusterUnavailable, InvalidInput, Reason, RemoteFailure
 from fabric.inbox import Declared, Inbox
 from fabric.learning import CHECKPOINT_FILES
@@ -160,7 +160,8 @@ def report(**changes):
 
 @pytest.mark.parametrize(
     "content",
-    [report(epoch=1), report(epoch=5), report(epoch=True), report(epoch="2"), report(training="x"), report(files={}),
+    [report(epoch=1), report(epoch=5), report(epoch=True), report(epoch="2"), report(files={}),
+     report(training="x"), report(training="nan"), report(training=True),
      report(files=dict.fromkeys(CHECKPOINT_FILES, "x" * 1000)), b"[]", b"", b'{"epoch": 2, "epoch": 3}',
      report().replace(b"0.5", b"NaN", 1), report().replace(b"0.5", b"1e999", 1)],
 )  # fmt: skip
@@ -184,7 +185,7 @@ def test_a_report_is_read_and_names_the_folder_in_the_outbox(inbox, tmp_path):
     "told",
     [{"ended": 3}, {"ended": -1}, {"ended": True}, {}, [],
      {"ended": 2, "validation": [0.1], "best": 0}, {"ended": 2, "validation": "ab", "best": 0},
-     {"ended": 2, "validation": [[], {}], "best": 0}],
+     {"ended": 2, "validation": [[], {}], "best": 0}, {"ended": 2, "validation": ["nan", 1], "best": 0}],
 )  # fmt: skip
 @pytest.mark.parametrize("last", [True, False])
 def test_the_outcome_of_a_sweep_that_is_none_is_refused(inbox, tmp_path, told, last):
@@ -202,6 +203,13 @@ def test_an_answer_of_another_kind_is_refused(inbox, tmp_path, content):
     returned(inbox, 0, {"answer.json": content, "content": b"1"})
     with pytest.raises(InvalidInput):
         taken(inbox, tmp_path)
+
+
+def test_what_comes_of_a_burst_beside_its_answer_is_refused(inbox, tmp_path):
+    returned(inbox, 0, {"progress.json": b"{}", "model.safetensors": b"x" * 1000})
+    (delivery,) = taken(inbox, tmp_path)
+    with pytest.raises(InvalidInput):
+        only_answer(delivery)
 
 
 def test_an_answer_is_decoded_as_that_of_a_stretched_cluster_is(inbox, tmp_path):
