@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import BIN, CROSSED_INCOME, PLANTED, needles, processes_of
+from conftest import CROSSED_INCOME, PLANTED, needles, processes_of
 
 pytestmark = pytest.mark.cluster
 
@@ -68,35 +68,6 @@ def test_all_trials_of_a_sweep_are_fed_by_one_crossing(living):
             if r["action"] == "crossing" and r["phase"] == "intent" and r["body"]["job"] == sweep["job"]
         ]  # fmt: skip
         assert len(of_this_job) == 1
-
-
-def test_a_killed_worker_costs_only_the_epochs_since_the_last_checkpoint(living):
-    text = (living.folder / "train.toml").read_text()
-    text = text.replace("epochs = 20", "epochs = 600").replace("checkpoint_every = 5", "checkpoint_every = 20")
-    (living.folder / "long.toml").write_text(text)
-    command = [
-        str(BIN / "ray"), "job", "submit", "--entrypoint-resources", '{"zone_private": 0.001}',
-        "--metadata-json", '{"purpose": "cost-forecast"}',
-        "--", sys.executable, "-m", "jobs.train", f"{living.folder}/long.toml",
-    ]  # fmt: skip
-    job = subprocess.Popen(command, cwd=living.folder, env=living.env, stdout=subprocess.PIPE, text=True)
-    lines: list[str] = []
-    killed: int | None = None
-    for line in job.stdout:
-        lines.append(line)
-        if killed is None and line.startswith("epoch 40:"):
-            worker = next(p for p in processes_of("public", living.folder) if "RayTrainWorker" in _title(p))
-            killed = worker.pid
-            worker.kill()
-    out = "".join(lines)
-    assert job.wait(timeout=60) == 0, out[-3000:]
-    assert killed is not None
-    epochs = [int(n) for n in re.findall(r"^epoch (\d+):", out, re.M)]
-    assert epochs[-1] == 600
-    # Resumed, not begun again: no epoch before the kill was reported twice.
-    assert epochs.count(20) == 1
-    assert epochs == sorted(epochs)
-    assert "held back, inside: r2" in out
 
 
 def test_a_network_of_the_users_own_crosses_as_a_capsule_and_trains(living):

@@ -195,6 +195,8 @@ def _wall(pair: Pair, home: Path) -> None:
     """Open the table's flows between the two, on the table's ports, and drop and count the rest."""
     addresses = {"private": pair.private.address, "public": pair.public.address}
     for side, namespace in (("private", pair.private), ("public", pair.public)):
+        # The kernel's own chatter when a link comes up is not counted as anybody's.
+        namespace.run("sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
         namespace.firewall(nftables(load(), Topology.FEDERATED, side, addresses, {}))
     with (home / "fabric.toml").open("a") as file:
         file.write(
