@@ -34,15 +34,17 @@ from fabric.launching import Drive, Life
 from fabric.local_cluster import running
 from fabric.placement import PRIVATE_PINCH
 from fabric.queueing import Dispatch
+from fabric.reaching import answers
 from fabric.recording import new_id, now, open_budgets
 from fabric.reserving import Books
 from fabric.session import Session
 from fabric.spending import Spending
 from fabric.submission import static_pool
-from fabric.zones import Zone, ZoneKind
+from fabric.zones import Topology, Zone, ZoneKind
 
 NAME, NAMESPACE = "fabric-dispatcher", "fabric"
 TURN_EVERY_S = 1.0
+PROBE_EVERY_S = 10.0
 KEPT_FOR_SANITIZING = 1
 """CPUs inside that no job gets where there are three or more: records are sanitized while the zone is full."""
 
@@ -105,6 +107,7 @@ class Capacity:
     session: Session
     store: JobStore
     book: PriceBook
+    _answered: dict[str, tuple[float, Health]] = field(default_factory=dict)
 
     def pools(self, now_s: float) -> Iterable[Pool]:
         """Return a pool for each zone, with its prices.
@@ -122,9 +125,20 @@ class Capacity:
             if row.state.holds:
                 held[row.zone] = held.get(row.zone, 0) + row.workers
         for zone in self.session.config.zones.values():
-            mine = [node for node in nodes if node["Labels"].get("zone") == zone.name]
-            pool = self._pool(zone, mine, free, held.get(zone.name, 0), now_s)
+            if self.session.config.topology is Topology.FEDERATED and zone.kind is not ZoneKind.PRIVATE:
+                pool = self._elsewhere(zone, now_s)
+            else:
+                mine = [node for node in nodes if node["Labels"].get("zone") == zone.name]
+                pool = self._pool(zone, mine, free, held.get(zone.name, 0), now_s)
             yield _priced(pool, self.book.at(now_s).of(zone))
+
+    def _elsewhere(self, zone: Zone, now_s: float) -> Pool:
+        """Return a zone that is a cluster of its own: as large as declared, as healthy as it answers."""
+        seen_s, health = self._answered.get(zone.name, (-math.inf, Health.UNKNOWN))
+        if not 0 <= now_s - seen_s < PROBE_EVERY_S:
+            health = Health.HEALTHY if answers(self.session, zone) else Health.DOWN
+            self._answered[zone.name] = seen_s, health = now_s, health
+        return replace(static_pool(zone), health=health, observed_s=seen_s)
 
     def _pool(
         self, zone: Zone, nodes: list[dict[str, Any]], free: Mapping[str, Mapping[str, float]], held: int, now_s: float

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from fabric.border_carrier import BorderCarrier
-from fabric.errors import ClusterUnavailable, Reason
+from fabric.errors import ClusterUnavailable, FabricError, Reason
 from fabric.federated import Federated
 from fabric.local_cluster import running
-from fabric.outside_jobs import OutsideJobs
+from fabric.outside_jobs import JobState, OutsideJobs
 from fabric.session import Session
 from fabric.sites import Site, Stretched
 from fabric.zones import Topology, Zone, ZoneKind
@@ -32,6 +32,15 @@ def site_of(session: Session, zone: Zone) -> Site:
         lost_s=config.border.lost_seconds,
         sends_papers=zone.name in config.outside,
     )
+
+
+def answers(session: Session, zone: Zone) -> bool:
+    """Say whether the cluster of a zone that is a cluster of its own can be reached and lets this fabric in."""
+    try:
+        # It knows no job of that name; an answer that says so is an answer.
+        return _found(session, zone)[0].state("is-it-there") is JobState.ABSENT
+    except FabricError:
+        return False
 
 
 def _found(session: Session, zone: Zone) -> tuple[OutsideJobs, str]:

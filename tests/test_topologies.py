@@ -88,6 +88,8 @@ def fabric(request, tmp_path_factory, keys):
     folder = tmp_path_factory.mktemp(request.param)
     write_starter(folder, topology=Topology(request.param))
     write_planted(folder / "people.csv", rows=1500)
+    with (folder / "fabric.toml").open("a") as config:
+        config.write("\n[dispatch]\n")
     if keys.exists():
         (folder / ".fabric").mkdir(mode=0o700)
         shutil.copytree(keys, folder / ".fabric" / "keys")
@@ -214,3 +216,12 @@ def test_the_same_seed_gives_the_same_model_in_both(found, seen):
     assert one["model"] == other["model"]
     assert one["best"] == other["best"]
     assert one["inside"] == other["inside"]
+
+
+def test_a_queued_job_runs_outside_by_the_dispatcher_in_both(fabric):
+    _, up = fabric
+    told = json.loads(up.run("fabric", "submit", "train.toml", "--token", "queued", "--wait", "--json").stdout)
+    assert (told["state"], told["zone"], told["attempt"]) == ("done", "public", 1)
+    job = f"fabric-{told['job']}-1"
+    moved = [r["body"] for r in up.evidence() if r["action"] == "crossing" and r["phase"] == "intent"]
+    assert [body["to_zone"] for body in moved if body["job"] == job] == ["public"]
