@@ -141,6 +141,7 @@ def spender(where: str, number: int, count: int) -> None:
     """Work through the same reservations from the start, whatever was done of them before; end each in its own way."""
     money = spending(where, owner=f"spender-{number}")
     print("ready", flush=True)
+    sys.stdin.readline()
     for place in range(count):
         name = f"r-{number}-{place}"
         try:
@@ -163,12 +164,17 @@ def killed(where: str, *, rounds: int, seed: int, count: int = 12) -> int:
     """Kill two spenders at random moments, again and again, then let them finish; return how many were cut off."""
     chance = random.Random(seed)
     midway = 0
-    for _ in range(rounds):
+    for turn in range(rounds):
         running = [start(f"spenders.spender({where!r}, {number}, {count})") for number in range(2)]
         for one in running:
             assert one.stdout is not None
             assert one.stdout.readline() == "ready\n"
-        time.sleep(chance.random() * 0.12)
+        for one in running:
+            assert one.stdin is not None
+            one.stdin.write("go\n")
+            one.stdin.flush()
+        # The first time at once, when nothing is done yet: however fast the machine, somebody is cut off.
+        time.sleep(chance.random() * 0.12 if turn else 0)
         for one in running:
             os.kill(one.pid, signal.SIGKILL)
         for one in running:
@@ -176,7 +182,9 @@ def killed(where: str, *, rounds: int, seed: int, count: int = 12) -> int:
             midway += "finished" not in one.stdout.read()
             one.wait()
             one.stdout.close()
+            assert one.stdin is not None
+            one.stdin.close()
     for number in range(2):
-        out, _ = start(f"spenders.spender({where!r}, {number}, {count})").communicate(timeout=120)
+        out, _ = start(f"spenders.spender({where!r}, {number}, {count})").communicate("go\n", timeout=120)
         assert "finished" in out
     return midway
