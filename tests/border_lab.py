@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, fields, replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy as np
 import psutil
 
 from fabric.artifacts import digest
@@ -142,7 +143,7 @@ class Lab:
 
     def matrix(self, *, rows: int = 40, chunk_rows: int = 16):
         """Return a sealed matrix."""
-        columns = {"age": list(range(rows)), "cost": [n * 1.5 for n in range(rows)]}
+        columns = {"age": np.arange(rows), "cost": np.arange(rows) * 1.5}
         return sealed_matrix(columns, key=self.key, now=now(), chunk_rows=chunk_rows)
 
     def checkpoint(self, matrix) -> SealedCheckpoint:

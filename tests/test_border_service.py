@@ -15,6 +15,8 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import psutil
+import pyarrow
+import pyarrow.flight
 import pytest
 from border_lab import BIN, Lab, lab
 from hypothesis import given
@@ -330,6 +332,23 @@ def test_a_ticket_that_is_held_hands_out_tokens_that_are_good_now(tmp_path):
         assert held.ticket.collect([0]).chunks
         held.deliver(0, {"progress.json": b"{}"})
         assert list(made.inbox.deliveries(first.crossing)) == [0]
+
+
+def test_a_client_that_reads_nothing_is_ended_and_can_fetch_again(tmp_path):
+    with lab(tmp_path, terms=BorderTerms(stall_seconds=5)) as made:
+        # Far more than what lies in buffers on the way.
+        ticket = made.export(Cargo(matrix=made.matrix(rows=3_000_000, chunk_rows=3_000_000)))
+        client = BorderClient(ticket.papers, ticket.fetch, ticket.crossing)
+        words = json.dumps({"crossing": ticket.crossing, "item": "chunk-000000", "offset": 0}).encode()
+        line = client._connect()
+        reader = line.do_get(pyarrow.flight.Ticket(words), client._called())
+        reader.read_chunk()
+        (service,) = made.services
+        while service._calls:
+            time.sleep(0.1)
+        with pytest.raises(pyarrow.ArrowException):
+            list(reader)
+        assert ticket.collect([0]).chunks
 
 
 def test_a_refusal_stands_even_when_the_ledger_cannot_be_written(made):
