@@ -32,7 +32,7 @@ from fabric.zones import Topology
 
 PLAIN = (
     "import ray, time; ray.init(log_to_driver=False, logging_level='ERROR'); "
-    "print('at', ray.get(ray.remote(time.time).options(num_cpus=0, resources={'zone_public': 1}).remote()))"
+    "print('at', ray.get(ray.remote(lambda: time.time()).options(num_cpus=0, resources={'zone_public': 1}).remote()))"
 )
 
 
@@ -74,7 +74,8 @@ def plain(url: str, token: str) -> float:
 def by_command(url: str, token: str) -> float:
     """Return the same for `ray job submit`."""
     began, job = time.time(), f"command-{uuid.uuid4().hex[:8]}"
-    env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_ADDRESS": url}
+    ours = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    env = {**ours, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_API_SERVER_ADDRESS": url}
     command = [str(Path(sys.executable).with_name("ray")), "job", "submit", "--no-wait", "--submission-id", job]
     subprocess.run([*command, "--", sys.executable, "-c", PLAIN], env=env, check=True, capture_output=True)
     return logged(url, token, job) - began

@@ -6,7 +6,6 @@ zone's own where every zone is a cluster of its own. What runs is the same code,
 
 from __future__ import annotations
 
-import json
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -14,13 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fabric.artifacts import digest
-from fabric.capsule import open_capsule
-from fabric.crossing import Admitted
 from fabric.errors import FabricError, Reason, RemoteFailure
-from fabric.learning import Epoch, Network
 
-Progress = Callable[[Epoch], None]
 ASK_EVERY_S = 0.5
 """How often a training that may be moved is asked whether it should leave."""
 
@@ -48,38 +42,12 @@ class Room:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Report:
-    """What rank 0 reported with a checkpoint, as the controller wrote it down.
-
-    Attributes:
-        folder: of the checkpoint.
-        files: the digest of each of its files.
-    """
-
-    epoch: Epoch
-    folder: str
-    files: Mapping[str, str]
-
-    @classmethod
-    def of(cls, line: str) -> Report:
-        """Read a line of the journal."""
-        raw = json.loads(line)
-        epoch = Epoch(epoch=int(raw["epoch"]), training=raw["training"], validation=raw["validation"])
-        return cls(epoch=epoch, folder=str(raw["folder"]), files=dict(raw["files"]))
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """How one trial ended: its last validation loss and the folder of its last checkpoint; None where it failed."""
 
     number: int
     validation: float | None
     folder: Path | None
-
-
-def admitted_network(admitted: Admitted) -> Network | None:
-    """Return the user's network that crossed with the matrix, or None for the built-in one."""
-    return open_capsule(admitted.capsule, digest(admitted.capsule)) if admitted.capsule else None
 
 
 def reraise(error: BaseException) -> NoReturn:

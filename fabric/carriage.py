@@ -6,12 +6,15 @@ them will have a carrier of their own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from typing import Any
 
 import ray
 
+from fabric.artifacts import digest
+from fabric.capsule import open_capsule
 from fabric.config import Environment
 from fabric.crossing import Admitted, Cargo, Parcel, Ticket, admit
 from fabric.statements import Signed
@@ -54,6 +57,11 @@ class ObjectStoreCarrier:
         papers = (grant.envelope, cargo.matrix.signed.envelope, capsule, cargo.parameters)
         checkpoint = ray.put(dict(cargo.checkpoint.files)) if cargo.checkpoint else None
         return ObjectTicket(tuple(ray.put(chunk) for chunk in cargo.matrix.chunks), ray.put(papers), checkpoint)
+
+
+def admitted_network(admitted: Admitted) -> Callable[[int, int], Any] | None:
+    """Return the user's network that crossed with the matrix, or None for the built-in one."""
+    return open_capsule(admitted.capsule, digest(admitted.capsule)) if admitted.capsule else None
 
 
 def receive(ticket: Ticket, chunks: Sequence[int] | None = None) -> Admitted:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fabric.attempts import ANSWER_FILE, CONTENT_FILE, PROGRESS_FILE, Outcome, Report
+from fabric.attempts import ANSWER_FILE, CONTENT_FILE, PROGRESS_FILE, Outcome
 from fabric.errors import InvalidInput, Reason
 from fabric.inbox import RETURN_LIMITS, Inbox
 from fabric.learning import CHECKPOINT_FILES, Epoch
+from fabric.reports import Report
 from fabric.results import MAX_RESULT_BYTES, read_json
 from fabric.specs import TrainingSpec
 from fabric.stores import read_bounded

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fabric.attempts import Left, Outcome, Progress, Report, flagged, followed
+from fabric.attempts import Left, Outcome, flagged, followed
 from fabric.border_carrier import BorderCarrier
 from fabric.border_client import BorderTicket
 from fabric.crossing import Carrier, Crossing
@@ -25,6 +25,7 @@ from fabric.deliveries import Answer, Deliveries, only_answer, read_outcomes, re
 from fabric.errors import Reason, RemoteFailure
 from fabric.outside_jobs import OutsideJobs, job_id
 from fabric.placement import Placement
+from fabric.reports import Progress, Report
 from fabric.results import told_failure
 from fabric.session import Session
 from fabric.sites import room_of

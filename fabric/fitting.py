@@ -22,11 +22,12 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from fabric.artifacts import digest
-from fabric.attempts import Left, Report, Room, admitted_network, lines_of, reraise
-from fabric.carriage import receive
+from fabric.attempts import Left, Room, lines_of, reraise
+from fabric.carriage import admitted_network, receive
 from fabric.crossing import Ticket
 from fabric.errors import FabricError, Reason, RemoteFailure
 from fabric.learning import CHECKPOINT_FILES, Arrays, Epoch, Layout, Trainer
+from fabric.reports import Report
 from fabric.specs import TrainingSpec
 
 

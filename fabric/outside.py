@@ -20,15 +20,11 @@ from typing import Any
 
 import ray
 
-from fabric.attempts import ANSWER_FILE, CONTENT_FILE, PROGRESS_FILE, Report, Room, followed
+from fabric.attempts import ANSWER_FILE, CONTENT_FILE, PROGRESS_FILE, Room, followed
 from fabric.border_client import BorderTicket, Held
-from fabric.calling import call
 from fabric.config import PAPERS_FILE, Environment
 from fabric.errors import FabricError, InvalidInput, Reason
-from fabric.fitting import Fitting, fit
-from fabric.learning import CHECKPOINT_FILES, MODEL_FILE, STATE_FILE
 from fabric.results import encode_error
-from fabric.searching import Searching, search
 from fabric.specs import SweepSpec
 
 TELL_EVERY_S = 0.5
@@ -92,6 +88,10 @@ def _work(order: Mapping[str, Any], held: Held, returning: Returning) -> dict[st
 
 
 def _train(order: Mapping[str, Any], ticket: BorderTicket, folder: Path, returning: Returning) -> dict[str, Any]:
+    from fabric.fitting import Fitting, fit  # noqa: PLC0415 - each kind of work waits for its own libraries only
+    from fabric.learning import CHECKPOINT_FILES  # noqa: PLC0415
+    from fabric.reports import Report  # noqa: PLC0415
+
     attempt = Fitting(
         name="train",
         ticket=ticket,
@@ -116,6 +116,9 @@ def _train(order: Mapping[str, Any], ticket: BorderTicket, folder: Path, returni
 
 
 def _sweep(order: Mapping[str, Any], ticket: BorderTicket, folder: Path, returning: Returning) -> dict[str, Any]:
+    from fabric.learning import MODEL_FILE, STATE_FILE  # noqa: PLC0415 - as above
+    from fabric.searching import Searching, search  # noqa: PLC0415
+
     trials = SweepSpec.model_validate(order["spec"]).trials()
     attempt = Searching(
         name="sweep",
@@ -147,6 +150,8 @@ def _sweep(order: Mapping[str, Any], ticket: BorderTicket, folder: Path, returni
 
 
 def _burst(order: Mapping[str, Any], ticket: BorderTicket, folder: Path, returning: Returning) -> dict[str, Any]:
+    from fabric.calling import call  # noqa: PLC0415 - as above
+
     kind, content, *chunks = call(ticket, Room(**order["room"]))
     named = {f"chunk-{index:06d}": chunk for index, chunk in enumerate(chunks)}
     return {ANSWER_FILE: _json({"kind": kind}), CONTENT_FILE: content, **named}

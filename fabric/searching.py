@@ -17,8 +17,8 @@ import ray
 import torch
 from ray import tune
 
-from fabric.attempts import Outcome, Room, admitted_network, reraise
-from fabric.carriage import receive
+from fabric.attempts import Outcome, Room, reraise
+from fabric.carriage import admitted_network, receive
 from fabric.crossing import Ticket
 from fabric.learning import CHECKPOINT_FILES, Arrays, Layout, Trainer
 from fabric.specs import TrainingSpec

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from fabric.attempts import Outcome, Progress, Report, Room, flagged, followed
+from fabric.attempts import Outcome, Room, flagged, followed
 from fabric.calling import call
 from fabric.carriage import ObjectStoreCarrier
 from fabric.crossing import Carrier, Crossing
 from fabric.fitting import Fitting, fit
 from fabric.guard import passage
 from fabric.placement import Placement
+from fabric.reports import Progress, Report
 from fabric.searching import Searching, search
 from fabric.session import Session
 from fabric.specs import SweepSpec, TrainingSpec, crossing_form

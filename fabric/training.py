@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fabric.artifacts import digest_of
-from fabric.attempts import Left, Progress, Report
+from fabric.attempts import Left
 from fabric.border import Errand
 from fabric.crossing import Cargo, Crossing, SealedCapsule
 from fabric.errors import FabricError, Reason, RemoteFailure
@@ -23,6 +23,7 @@ from fabric.matrix import SealedMatrix, columns_of
 from fabric.placement import Placement
 from fabric.quarantine import Model, admit_checkpoint, admit_model
 from fabric.reaching import site_of
+from fabric.reports import Progress, Report
 from fabric.session import Session
 from fabric.specs import TrainingSpec, crossing_form
 
