@@ -55,13 +55,18 @@ _STATUS = {
 
 @dataclass(slots=True)
 class _Call:
-    """One call under way."""
+    """One call under way.
+
+    Attributes:
+        shown: what its token says, once that is verified; `admitted` once it counts as a stream.
+    """
 
     context: grpc.ServicerContext
     verb: str
     zone: str
     progressed_s: float
-    found: Pass | None = None
+    shown: Pass | None = None
+    admitted: bool = False
 
 
 @dataclass(slots=True, kw_only=True)
@@ -153,6 +158,7 @@ class BorderService:
             raise Refused(Reason.BORDER_REFUSED, "the border does not take this verb", "DoGet and DoAction")
         # 2. What for.
         found = read_token(_bearer(call.context), fabric=self.fabric, key=self.key.public, now=self.clock())
+        call.shown = found
         check_use(found, crossing=found.crossing, direction=found.direction, zone=call.zone)
         # 3. Whether.
         offer = self._offer(found)
@@ -173,11 +179,14 @@ class BorderService:
     def _admit(self, call: _Call, found: Pass) -> None:
         """Count the call in, or say that there are too many."""
         with self._lock:
-            known = [one for one in self._calls.values() if one.found is not None]
-            same = sum(one.found is not None and one.found.crossing == found.crossing for one in known)
-            if len(known) >= self.terms.streams or same >= self.terms.streams_per_crossing:
+            admitted = [one.shown for one in self._calls.values() if one.admitted and one.shown is not None]
+            crossing = sum(one.crossing == found.crossing for one in admitted)
+            # A quarter is left to other zones, so that none crowds out all of them.
+            zone = sum(one.zone == found.zone for one in admitted)
+            most = self.terms.streams
+            if len(admitted) >= most or zone >= most - most // 4 or crossing >= self.terms.streams_per_crossing:
                 raise Refused(Reason.BORDER_BUSY, "as many calls are under way as may be", "try again in a moment")
-            call.found = found
+            call.admitted = True
 
     def _fetch(self, call: _Call, found: Pass, offer: Offer, message: bytes) -> Iterator[bytes]:
         try:
@@ -271,7 +280,7 @@ class BorderService:
 
     def _refuse(self, call: _Call, error: FabricError) -> None:
         if error.reason is not Reason.BORDER_BUSY:
-            job, crossing = (call.found.job, call.found.crossing) if call.found else ("", "")
+            job, crossing = (call.shown.job, call.shown.crossing) if call.shown else ("", "")
             refusal = Refusal(
                 zone=call.zone, what=f"border:{call.verb}", code=error.reason.value, job=job, crossing=crossing
             )
