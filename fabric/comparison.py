@@ -11,7 +11,6 @@ from fabric.dispatch_rules import Rules, Spill
 from fabric.errors import InvalidInput, Reason, nearest
 from fabric.fleet import HOUR_S, MICROS
 from fabric.labels import WorkloadClass
-from fabric.money import shown
 from fabric.policy import Policy
 from fabric.simulation import Result, Simulation, World
 from fabric.traces import TraceJob
@@ -137,7 +136,7 @@ def table(rows: Sequence[Summary]) -> str:
     lines = [head]
     lines += [
         (
-            row.rule, f"{row.missed:,}", f"{row.with_deadline:,}", shown(row.cost_micros),
+            row.rule, f"{row.missed:,}", f"{row.with_deadline:,}", f"{row.cost_micros / MICROS:,.2f}",
             f"{row.inside_gpu_hours:,.0f}", f"{row.outside_gpu_hours:,.0f}",
             _time(row.wait_p50_s), _time(row.wait_p95_s), _time(row.latest_s),
             str(row.moves), str(row.violations), str(row.starved),
