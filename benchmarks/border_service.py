@@ -210,6 +210,7 @@ def by_ray(folder: Path, chunks: int, chunk_mib: int, rounds: int) -> dict[str, 
         "PYTHONPATH": str(ROOT), "RAY_USE_TLS": "1", "RAY_TLS_CA_CERT": str(folder / "node.crt"),
         "RAY_TLS_SERVER_CERT": str(folder / "node.crt"), "RAY_TLS_SERVER_KEY": str(folder / "node.key"),
         "RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # or the driver looks for the loopback cluster on another address
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="fb-ray-") as temp:
         done = subprocess.run(

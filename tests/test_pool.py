@@ -59,7 +59,7 @@ def visits(living):
     (living.folder / "visits.recipe.toml").write_text(RECIPE)
     config = living.folder / "fabric.toml"
     kept = config.read_text()
-    labels = kept.partition("[records.people.labels]")[2]
+    labels = kept.partition("[records.people.labels]")[2].partition("\n[")[0]
     config.write_text(f'{kept}\n[records.visits]\npath = "visits.parquet"\n[records.visits.labels]\n{labels}')
     yield living
     config.write_text(kept)
