@@ -13,11 +13,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+from hypothesis import settings
 
 from fabric.people import COLUMNS, write_people
 from fabric.starter import write_starter
 
 BIN = Path(sys.executable).parent
+
+# How long a case takes says how busy the machine is, and fails no test.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -63,8 +63,9 @@ def test_a_job_cannot_loosen_what_the_owner_set(tmp_path, owner, job, label):
 
 def test_what_a_job_leaves_unsaid_its_records_say(tmp_path):
     write_starter(tmp_path)
-    text = (tmp_path / "fabric.toml").read_text()
-    (tmp_path / "fabric.toml").write_text(f'{text}contract = "c-1"\ncontract_limits = ["no-serving"]\n')
+    text, header = (tmp_path / "fabric.toml").read_text(), "[records.people.labels]"
+    more = f'{header}\ncontract = "c-1"\ncontract_limits = ["no-serving"]\n#'
+    (tmp_path / "fabric.toml").write_text(text.replace(header, more))
     labels = open_session(tmp_path, {"team": "x"}).labels("people")
     assert labels.limits == {"no-serving"}
     assert labels.burst_eligible
