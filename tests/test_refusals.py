@@ -246,7 +246,8 @@ def test_a_working_directory_that_carries_data_is_refused(living):
 def test_the_worker_outside_uses_nothing_that_was_altered_or_has_no_statement(living):
     program = """
 import dataclasses, json, fabric, ray
-from fabric.bursting import _work, seal
+from fabric.bursting import seal
+from fabric.calling import _work
 from fabric.carriage import ObjectStoreCarrier
 from fabric.crossing import Cargo
 from fabric.guard import passage
