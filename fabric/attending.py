@@ -76,8 +76,8 @@ class Attendance:
         mine, row = self._current(), self.store.find(self.job)
         return row.attempt == mine.attempt and row.state is State.LEAVING
 
-    def onward(self) -> Errand:
-        """Say that the training has left, and wait for where it goes on.
+    def onward(self) -> tuple[Errand, int]:
+        """Say that the training has left, and wait for where it goes on, and with how many workers.
 
         Raises:
             Refused: as `wait`.
@@ -86,8 +86,8 @@ class Attendance:
         left_s = max(1.0, float(row.body["duration_s"]) * (1.0 - self._done))
         if not self.store.left(row.id, row.attempt, self.driver, left_s, _now()):
             raise _given_up(row)
-        self.wait()
-        return self.errand()
+        workers = self.wait().workers
+        return self.errand(), workers
 
     def advanced(self, done: float) -> None:
         """Note how much of the work is done, from 0 to 1."""

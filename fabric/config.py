@@ -309,6 +309,7 @@ class Environment:
         carried: what else of the job's runtime environment reaches every node: "py_modules", "env_vars".
         given: the folder of what a node with a cluster of its own was given; None elsewhere.
         ticket: of the crossing that a program outside works on, as JSON; `order` says what it is to do.
+        elastic: whether nodes of this cluster come when work asks for them, and go when they are idle.
     """
 
     config_path: Path | None
@@ -325,6 +326,7 @@ class Environment:
     given: Path | None = None
     ticket: str = field(default="", repr=False)
     order: str = ""
+    elastic: bool = False
 
     @classmethod
     def read(cls, variables: Mapping[str, str] | None = None) -> Environment:
@@ -349,6 +351,7 @@ class Environment:
             given=Path(env["FABRIC_GIVEN"]) if env.get("FABRIC_GIVEN") else None,
             ticket=env.get("FABRIC_TICKET", ""),
             order=env.get("FABRIC_ORDER", ""),
+            elastic=env.get("FABRIC_ELASTIC") == "1",
         )
 
 

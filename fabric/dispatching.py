@@ -1,4 +1,4 @@
-"""The dispatcher as a detached actor of Ray, inside: drivers by the Jobs API, capacity by Ray's state, metrics.
+"""The dispatcher as a detached actor of Ray, inside: drivers by the Jobs API, metrics, hints to the autoscaler.
 
 Thin: what it decides and does is `fabric.dispatch`. Ray starts the actor again when its process dies; all its state is
 in the stores. One per fabric, by its name.
@@ -7,46 +7,40 @@ in the stores. One per fabric, by its name.
 from __future__ import annotations
 
 import logging
-import math
 import os
 import shlex
 import sys
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.metrics import Counter, Gauge, Histogram
 
-from fabric.catalogue import PriceBook, ZonePrices
+from fabric.capacity import Capacity, Wanted, unanswered
+from fabric.catalogue import PriceBook
 from fabric.charges import Terms
 from fabric.config import Environment
 from fabric.dispatch import Dispatcher, Happening
 from fabric.errors import ClusterUnavailable, FabricError, Reason
-from fabric.fleet import Health, Pool
 from fabric.job_store import PROBLEM, JobStore, State, open_queue
 from fabric.judgement import Judgement
 from fabric.launching import Drive, Life
 from fabric.local_cluster import running
 from fabric.placement import PRIVATE_PINCH
 from fabric.queueing import Dispatch
-from fabric.reaching import answers
 from fabric.recording import new_id, now, open_budgets
 from fabric.reserving import Books
 from fabric.session import Session
 from fabric.spending import Spending
-from fabric.submission import static_pool
-from fabric.zones import Topology, Zone, ZoneKind
+from fabric.zones import Zone
 
 NAME, NAMESPACE = "fabric-dispatcher", "fabric"
 TURN_EVERY_S = 1.0
-PROBE_EVERY_S = 10.0
-KEPT_FOR_SANITIZING = 1
-"""CPUs inside that no job gets where there are three or more: records are sanitized while the zone is full."""
 
 _LOG = logging.getLogger(__name__)
 _LIVES = {
@@ -77,14 +71,14 @@ class RayLauncher:
             )
         except Exception as error:  # noqa: BLE001 - whatever Ray's client raises; its text may carry anything
             if drive.submission not in self.lives():
-                raise _unanswered(error) from None
+                raise unanswered(error) from None
 
     def lives(self) -> dict[str, Life]:
         """Return every driver that Ray knows."""
         try:
             return {job.submission_id: _LIVES[job.status] for job in self._client.list_jobs() if job.submission_id}
         except Exception as error:  # noqa: BLE001 - as above
-            raise _unanswered(error) from None
+            raise unanswered(error) from None
 
     def stop(self, submission: str) -> None:
         """Have Ray stop a driver."""
@@ -92,116 +86,6 @@ class RayLauncher:
             self._client.stop_job(submission)
         except Exception as error:  # noqa: BLE001 - as above
             _LOG.warning("a driver could not be stopped (%s)", type(error).__name__)
-
-
-def _unanswered(error: Exception) -> FabricError:
-    return ClusterUnavailable(
-        Reason.CLUSTER_FAILED, f"Ray's Jobs API does not answer ({type(error).__name__})", "`fabric status`"
-    )
-
-
-@dataclass(slots=True, kw_only=True)
-class Capacity:
-    """What is seen of every zone: its nodes' health, what fabric.toml declares, and what other work holds."""
-
-    session: Session
-    store: JobStore
-    book: PriceBook
-    _answered: dict[str, tuple[float, Health]] = field(default_factory=dict)
-
-    def pools(self, now_s: float) -> Iterable[Pool]:
-        """Return a pool for each zone, with its prices.
-
-        Raises:
-            FabricError: the cluster cannot be asked.
-        """
-        try:
-            nodes = ray.nodes()
-            free = ray._private.state.available_resources_per_node()
-        except Exception as error:  # noqa: BLE001 - as above
-            raise _unanswered(error) from None
-        held: dict[str, int] = {}
-        for row in self.store.jobs():
-            if row.state.holds:
-                held[row.zone] = held.get(row.zone, 0) + row.workers
-        for zone in self.session.config.zones.values():
-            if self.session.config.topology is Topology.FEDERATED and zone.kind is not ZoneKind.PRIVATE:
-                pool = self._elsewhere(zone, now_s)
-            else:
-                mine = [node for node in nodes if node["Labels"].get("zone") == zone.name]
-                pool = self._pool(zone, mine, free, held.get(zone.name, 0), now_s)
-            yield _priced(pool, self.book.at(now_s).of(zone))
-
-    def _elsewhere(self, zone: Zone, now_s: float) -> Pool:
-        """Return a zone that is a cluster of its own: as large as declared, as healthy as it answers."""
-        seen_s, health = self._answered.get(zone.name, (-math.inf, Health.UNKNOWN))
-        if not 0 <= now_s - seen_s < PROBE_EVERY_S:
-            health = Health.HEALTHY if answers(self.session, zone) else Health.DOWN
-            self._answered[zone.name] = seen_s, health = now_s, health
-        return replace(static_pool(zone), health=health, observed_s=seen_s)
-
-    def _pool(
-        self, zone: Zone, nodes: list[dict[str, Any]], free: Mapping[str, Mapping[str, float]], held: int, now_s: float
-    ) -> Pool:
-        inside = zone.kind is ZoneKind.PRIVATE
-        alive = [node for node in nodes if node["Alive"]]
-        declared = static_pool(zone)
-        kept = KEPT_FOR_SANITIZING if inside and zone.cpus > 2 else 0
-        # Outside there are no CPUs: a worker takes one of the zone's slots.
-        unit = "CPU" if inside else zone.resource
-        total = min(declared.cpus_total, int(_sum(alive, unit))) - kept
-        used = _sum(alive, unit) - sum(free.get(node["NodeID"], {}).get(unit, 0.0) for node in alive)
-        gpus = min(declared.gpus_total, int(_sum(alive, "GPU")))
-        gpus_used = _sum(alive, "GPU") - sum(free.get(node["NodeID"], {}).get("GPU", 0.0) for node in alive)
-        # What sanitizes takes the room that is kept for it; what else is in the zone takes the jobs'.
-        spared = min(kept, _sanitizers()) if kept else 0
-        taken = max(0, math.ceil(used - 0.5) - held - spared)
-        return Pool(
-            zone=zone.name,
-            kind=zone.kind,
-            provider=zone.provider,
-            region=zone.region,
-            gpu_model=zone.gpu_model,
-            gpus_total=gpus,
-            gpus_taken=min(gpus, max(0, round(gpus_used) - (held if gpus else 0))),
-            cpus_total=max(0, total),
-            cpus_taken=min(max(0, total), taken),
-            health=_health(nodes, alive),
-            observed_s=now_s,
-        )
-
-
-def _priced(pool: Pool, prices: ZonePrices) -> Pool:
-    """Return a pool with its prices; what is owned sends no bill."""
-    if pool.inside:
-        return replace(pool, price=0, egress=0)
-    return replace(
-        pool,
-        price=prices.hour,
-        spot=prices.spot,
-        egress=prices.egress,
-        idle=prices.idle,
-        priced_s=None if prices.known_s is None else pool.observed_s,
-    )
-
-
-def _sanitizers() -> int:
-    """Return how many sanitizers there are now; each takes a CPU."""
-    try:
-        alive = ray._private.state.actors(actor_state_name="ALIVE").values()
-        return sum(actor["ActorClassName"] == "Sanitizer" for actor in alive)
-    except Exception as error:  # noqa: BLE001 - as above
-        raise _unanswered(error) from None
-
-
-def _health(nodes: list[dict[str, Any]], alive: list[dict[str, Any]]) -> Health:
-    if not alive:
-        return Health.DOWN
-    return Health.HEALTHY if len(alive) == len(nodes) else Health.DEGRADED
-
-
-def _sum(nodes: Iterable[Mapping[str, Any]], name: str) -> float:
-    return float(sum(node["Resources"].get(name, 0.0) for node in nodes))
 
 
 @dataclass(slots=True)
@@ -284,6 +168,7 @@ class DispatcherActor:
         store = open_queue(session.config, session.home)
         self._dispatcher = make(session, store, url)
         self._metrics = Metrics()
+        self._wanted = Wanted(session.config) if session.environment.elastic else None
         threading.Thread(target=self._run, daemon=True).start()
 
     def pid(self) -> int:
@@ -299,6 +184,8 @@ class DispatcherActor:
             began = time.monotonic()
             try:
                 self._metrics.take(self._dispatcher.turn(), self._dispatcher.store)
+                if self._wanted is not None:
+                    self._wanted.ask(self._dispatcher.store.jobs())
                 self._said = ""
             except FabricError as error:
                 self._said = error.reason.value

@@ -26,7 +26,7 @@ from fabric.attempts import Left, Room, lines_of, reraise
 from fabric.carriage import admitted_network, receive
 from fabric.crossing import Ticket
 from fabric.errors import FabricError, Reason, RemoteFailure
-from fabric.learning import CHECKPOINT_FILES, Arrays, Epoch, Layout, Trainer
+from fabric.learning import CHECKPOINT_FILES, Arrays, Epoch, Layout, Trainer, share
 from fabric.reports import Report
 from fabric.specs import TrainingSpec
 
@@ -93,11 +93,6 @@ def fit(attempt: Fitting, reports: list[Report]) -> Path:
     return Path(result.checkpoint.path)
 
 
-def share(table_rows: int, rank: int, world: int) -> slice:
-    """Return the rows of worker `rank`: every `world`-th, as many for each worker, so that none waits for another."""
-    return slice(rank, (table_rows // world) * world, world)
-
-
 def _cause(error: BaseException) -> BaseException:
     while not isinstance(error, FabricError):
         inner = getattr(error, "cause", None) or error.__cause__
@@ -121,10 +116,12 @@ def _train_share(ticket: Ticket, spec: TrainingSpec) -> None:
     admitted = receive(ticket)
     layout = Layout.of(admitted.columns, spec.task)
     arrays = Arrays.of(admitted.table, layout)
+    rows, held = share(len(arrays), rank, world, spec.validation)
     trainer = Trainer(
         spec,
         layout,
-        arrays.take(share(len(arrays), rank, world)),
+        arrays.take(rows),
+        held=held,
         network=admitted_network(admitted),
         device=ray.train.torch.get_device(),
         prepare=ray.train.torch.prepare_model,

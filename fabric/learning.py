@@ -167,10 +167,25 @@ def perceptron(spec: ModelSpec) -> Network:
     return build
 
 
+def share(rows: int, rank: int, world: int, validation: float) -> tuple[torch.Tensor, int]:
+    """Return the rows of worker `rank`, and how many of them, the first, only validate.
+
+    Every worker has as many, so that none waits for another. Which rows validate does not depend on how many workers
+    there are: a training that goes on with fewer is not measured on what it was trained on.
+    """
+    held = max(world, int(rows * validation))
+    parts = [
+        torch.arange(first + rank, first + count // world * world, world)
+        for first, count in ((0, held), (held, max(0, rows - held)))
+    ]
+    return torch.cat(parts), len(parts[0])
+
+
 class Trainer:
     """Trains one model on this worker's share of a matrix.
 
     Args:
+        held: how many rows at the beginning only validate; by default the spec's share of them.
         prepare: wraps the model for several workers (DistributedDataParallel); identity for one.
         total: sums a tensor over all workers; identity for one.
     """
@@ -181,6 +196,7 @@ class Trainer:
         layout: Layout,
         arrays: Arrays,
         *,
+        held: int | None = None,
         network: Network | None = None,
         device: torch.device | None = None,
         prepare: Callable[[nn.Module], nn.Module] = lambda model: model,
@@ -192,7 +208,7 @@ class Trainer:
         self._total = total
         torch.manual_seed(spec.seed)
         self.model = TabularModel(layout, network or perceptron(spec.model)).to(self._device)
-        held = max(1, int(len(arrays) * spec.validation))
+        held = max(1, int(len(arrays) * spec.validation)) if held is None else held
         self._training = arrays.take(slice(held, None)).to(self._device)
         self._validation = arrays.take(slice(0, held)).to(self._device)
         if not len(self._training):

@@ -105,6 +105,8 @@ def zone_environment(zone: Zone) -> list[dict[str, Any]]:
     found: list[dict[str, Any]] = [{"name": "FABRIC_ZONE", "value": zone.name}]
     if zone.kind is ZoneKind.PRIVATE:
         found.append({"name": "FABRIC_CONFIG", "value": "/etc/fabric/fabric.toml"})
+        # The dispatcher inside counts nodes that the autoscaler has not started yet, and asks for them.
+        found.append({"name": "FABRIC_ELASTIC", "value": "1"})
     else:
         found.append({"name": "FABRIC_ZONE_KIND", "value": zone.kind.value})
     trusted = {"configMapKeyRef": {"name": TRUST, "key": "trusted-keys"}}

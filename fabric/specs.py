@@ -111,6 +111,7 @@ class QueueSpec(Spec):
         priority: higher goes first.
         deadline: when it must have ended: a time with a zone, or a span from its submission such as `+2h`.
         minutes: how long it takes, as estimated.
+        min_workers: fewest it may be started with where there is not room, or money, for all; 0 if it needs all.
         gpus: per worker; by default 1 where any zone declares GPUs.
         gpu_model: empty for any.
         spot: whether it may run on capacity that the provider can take back.
@@ -119,6 +120,7 @@ class QueueSpec(Spec):
     priority: Annotated[int, Field(ge=-100, le=100)] = 0
     deadline: Annotated[str, Field(max_length=40)] = ""
     minutes: Annotated[float, Field(gt=0, le=527_040)] = 60.0
+    min_workers: Annotated[int, Field(ge=0, le=1024)] = 0
     gpus: Annotated[int | None, Field(ge=0, le=64)] = None
     gpu_model: Annotated[str, Field(max_length=63)] = ""
     spot: bool = False

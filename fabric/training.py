@@ -34,8 +34,8 @@ class Moves(Protocol):
     def leave(self) -> bool:
         """Say whether the training should leave its zone at its next checkpoint; asked now and then, in a thread."""
 
-    def onward(self) -> Errand:
-        """Return the errand to go on with, waiting for it if need be; asked once the training has left.
+    def onward(self) -> tuple[Errand, int]:
+        """Return the errand to go on with and for how many workers, waiting for it; asked once the training has left.
 
         Raises:
             FabricError: it does not go on.
@@ -49,7 +49,7 @@ class Stays:
         """Never."""
         return False
 
-    def onward(self) -> Errand:
+    def onward(self) -> tuple[Errand, int]:
         """Is not asked."""
         raise AssertionError("a training that stays does not go on elsewhere")
 
@@ -87,11 +87,11 @@ def train(
     cargo = Cargo(matrix=matrix, capsule=code.sealed if code else None)
     checked: dict[str, Any] = {"spec": spec, "layout": layout, "network": code.network if code else None}
     spec_digest = digest_of(spec.model_dump(mode="json"))
-    failures_left = spec.max_failures
+    workers, failures_left = spec.workers, spec.max_failures
     while True:
         # Each attempt is a crossing of its own: asked for, granted and recorded again, with what it goes on from.
         zone, left = errand.zone.name, False
-        placement = session.place(errand, workers=spec.workers)
+        placement = session.place(errand, workers=workers)
         site = site_of(session, errand.zone)
         crossing = session.border.export(cargo, errand, site.carrier)
         reports: list[Report] = []
@@ -112,7 +112,7 @@ def train(
             )
             cargo = replace(cargo, checkpoint=checkpoint)
         if left:
-            errand = moves.onward()
+            errand, workers = moves.onward()
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from pathlib import Path
 import fabric
 from fabric.attending import Attendance
 from fabric.errors import FabricError, InvalidInput, Reason, Refused
-from fabric.job_store import State, open_queue
+from fabric.job_store import Row, State, open_queue
 from fabric.judgement import AUTO, matrix_name
 from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec
@@ -67,12 +67,22 @@ def attend(session: Fabric, attendance: Attendance, spec: JobSpec, matrix: Matri
     row = attendance.wait()
     print(session.plan(matrix, zone=row.zone, justification=spec.justification), flush=True)
     try:
-        done = work(session, spec.model_copy(update={"zone": row.zone}), matrix, attendance)
+        done = work(session, placed(spec, row), matrix, attendance)
     except BaseException as error:
         state = State.REFUSED if isinstance(error, Refused) else State.FAILED
         attendance.end(state, code=code_of(error))
         raise
     attendance.end(State.DONE, result=done.model.id)
+
+
+def placed(spec: JobSpec, row: Row) -> JobSpec:
+    """Return a job's spec with the zone and the number of workers that it got."""
+    changes: dict[str, object] = {"zone": row.zone}
+    if spec.training is not None:
+        changes["training"] = spec.training.model_copy(update={"workers": row.workers})
+    elif spec.sweep is not None:
+        changes["sweep"] = spec.sweep.model_copy(update={"concurrent": row.workers})
+    return spec.model_copy(update=changes)
 
 
 def _enqueue(session: Fabric, path: Path, spec: JobSpec, matrix: Matrix, work: Work) -> None:

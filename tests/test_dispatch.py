@@ -51,6 +51,16 @@ def test_where_the_drivers_cannot_be_asked_about_nothing_is_concluded_and_nothin
     assert started(lab) == ["fabric-a-1", "fabric-b-1"]
 
 
+def test_a_job_starts_with_fewer_workers_where_it_may_and_the_driver_is_told(tmp_path):
+    lab = Lab(tmp_path, inside=2, outside=0, clock_s=NOW)
+    dispatcher = lab.dispatcher()
+    lab.submit("all", need={"workers": 3}, denied=["public"])
+    lab.submit("some", need={"workers": 3, "min_workers": 1}, denied=["public"])
+    dispatcher.turn()
+    assert (lab.store.find("all").state, lab.store.find("some").state) == (State.QUEUED, State.STARTING)
+    assert lab.store.find("some").workers == 2
+
+
 def test_a_job_that_may_not_leave_waits_and_says_why_with_numbers(lab):
     dispatcher = lab.dispatcher()
     lab.submit("a")

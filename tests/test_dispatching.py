@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
@@ -55,12 +55,15 @@ def up(tmp_path_factory) -> Living:
     made = Living(folder, env)
     made.run("fabric", "up")
     try:
-        for line in made.run("fabric", "env").stdout.splitlines():
-            name, _, value = line.removeprefix("export ").partition("=")
-            env[name] = value.strip("'")
+        env.update(settings_of(made))
         yield made
     finally:
         made.run("fabric", "down")
+
+
+def settings_of(up: Living) -> dict[str, str]:
+    lines = [line.removeprefix("export ").partition("=") for line in up.run("fabric", "env").stdout.splitlines()]
+    return {name: value.strip("'") for name, _, value in lines}
 
 
 def write_job(up: Living, name: str, *, epochs: int, every: int, minutes: int, workers: int = 1) -> None:
@@ -71,8 +74,9 @@ def write_job(up: Living, name: str, *, epochs: int, every: int, minutes: int, w
     (up.folder / f"{name}.toml").write_text(f"{text}\n[queue]\nminutes = {minutes}\n")
 
 
-def submit(up: Living, name: str, *options: str) -> str:
-    return json.loads(up.run("fabric", "submit", f"{name}.toml", "--token", name, "--json", *options).stdout)["job"]
+def submit(up: Living, name: str, *options: str, token: str = "") -> str:
+    told = up.run("fabric", "submit", f"{name}.toml", "--token", token or name, "--json", *options).stdout
+    return json.loads(told)["job"]
 
 
 def queue(up: Living) -> dict[str, dict]:
@@ -242,20 +246,6 @@ with fabric.connect() as session:
     assert up.run("python", "-c", program).stdout.splitlines()[-1] == "done 60 r2 True"
 
 
-def test_afterwards_every_budget_adds_up_and_the_evidence_verifies(up, story):
-    seen = json.loads(up.run("fabric", "top", "--json").stdout)
-    assert (seen["dispatcher"], seen["spilling"], seen["jobs"]) == (True, 0, [])
-    [limit] = seen["limits"]
-    budgets = [r for r in up.evidence() if r["action"] == "budget"]
-    spent = [r["body"]["spent"] for r in budgets if r["phase"] == "outcome"]
-    assert limit["reserved"] == 0
-    assert limit["spent"] == sum(spent) > 0
-    assert len([r for r in budgets if r["phase"] == "intent"]) == len(spent)
-    up.run("fabric", "evidence", "--save", "bundle.json")
-    key = json.loads(up.run("fabric", "evidence", "keys", "--json").stdout)["keys"][0]
-    up.run("fabric", "verify", "bundle.json", "--key", key if isinstance(key, str) else key["key"])
-
-
 METRICS = """
 import sys, tempfile, time
 from pathlib import Path
@@ -265,11 +255,16 @@ import ray
 quiet = {"include_dashboard": False, "log_to_driver": False}
 ray.init(address="local", num_cpus=1, _metrics_export_port=int(sys.argv[2]), **quiet)
 from dispatch_lab import Lab
+from fabric.capacity import Wanted
+from fabric.config import load_config
 from fabric.dispatching import Metrics
+from ray.autoscaler._private.constants import AUTOSCALER_RESOURCE_REQUEST_CHANNEL
 lab = Lab(Path(tempfile.mkdtemp()), clock_s=1795800000.0, outside=0)
 for name in ("a", "b"):
     lab.submit(name)
 Metrics().take(lab.dispatcher().turn(), lab.store)
+Wanted(load_config(Path(sys.argv[3]))).ask(lab.store.jobs())
+print("wanted", ray.experimental.internal_kv._internal_kv_get(AUTOSCALER_RESOURCE_REQUEST_CHANNEL).decode())
 opener = build_opener(ProxyHandler({}))
 for _ in range(120):
     time.sleep(0.5)
@@ -285,7 +280,11 @@ ray.shutdown()
 """
 
 
-def test_what_the_dispatcher_counts_is_on_the_page_that_prometheus_scrapes_off_ray(tmp_path):
+@pytest.fixture(scope="module")
+def told(tmp_path_factory):
+    """Return what a dispatcher tells Ray of a turn: its metrics, and the nodes that its placed work needs."""
+    folder = tmp_path_factory.mktemp("told")
+    write_starter(folder)
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))} | {"RAY_AUTH_MODE": "disabled"}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -293,13 +292,56 @@ def test_what_the_dispatcher_counts_is_on_the_page_that_prometheus_scrapes_off_r
     here = Path(__file__).parent
     env["PYTHONPATH"] = str(here.parent)
     done = subprocess.run(
-        [sys.executable, "-c", METRICS, str(here), port], env=env, capture_output=True, text=True, timeout=200
-    )
-    found = done.stdout
+        [sys.executable, "-c", METRICS, str(here), port, str(folder / "fabric.toml")],
+        env=env, capture_output=True, text=True, timeout=200,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_the_autoscaler_is_told_which_nodes_placed_work_needs(told):
+    assert 'wanted [{"CPU": 1.0}]' in told.splitlines()
+
+
+def test_what_the_dispatcher_counts_is_on_the_page_that_prometheus_scrapes_off_ray(told):
+    found = told
     for name in ("queue_depth", "running_jobs", "held_jobs", "wait_seconds_count", "dispatch_events_total"):
-        assert f"ray_fabric_{name}" in found, done.stderr[-2000:]
-    own = {label for line in found.splitlines() for label in re.findall(r"[{,]([a-z_]+)=", line)}
+        assert f"ray_fabric_{name}" in found
+    own = {
+        label
+        for line in found.splitlines()
+        if line.startswith("ray_fabric_")
+        for label in re.findall(r"[{,]([a-z_]+)=", line)
+    }
     assert {label for label in own if not label.startswith("otel_")} <= {"zone", "workload", "reason", "event", "le"}
+
+
+def test_a_cluster_that_is_killed_and_started_again_loses_no_job_and_charges_none_twice(up, story):
+    write_job(up, "survivor", epochs=600, every=200, minutes=1, workers=2)
+    job, behind = submit(up, "survivor", *STAYS), submit(up, "stayer", *STAYS, token="behind")
+    until(up, lambda jobs: jobs[job]["state"] == "running" and jobs[behind]["state"] == "queued")
+    for zone in ("private", "public"):
+        for process in processes_of(zone, up.folder):
+            with suppress(psutil.Error):
+                process.kill()
+    up.run("fabric", "up")
+    up.env.update(settings_of(up))
+    jobs = until(up, lambda jobs: all(jobs[name]["ended_at"] for name in (job, behind)))
+    assert [(jobs[name]["state"], jobs[name]["attempt"]) for name in (job, behind)] == [("done", 2), ("done", 1)]
+
+
+def test_afterwards_every_budget_adds_up_and_the_evidence_verifies(up, story):
+    seen = json.loads(up.run("fabric", "top", "--json").stdout)
+    assert (seen["dispatcher"], seen["spilling"], seen["jobs"]) == (True, 0, [])
+    [limit] = seen["limits"]
+    budgets = [r for r in up.evidence() if r["action"] == "budget"]
+    spent = [r["body"]["spent"] for r in budgets if r["phase"] == "outcome"]
+    assert limit["reserved"] == 0
+    assert limit["spent"] == sum(spent) > 0
+    assert len([r for r in budgets if r["phase"] == "intent"]) == len(spent)
+    up.run("fabric", "evidence", "--save", "bundle.json")
+    key = json.loads(up.run("fabric", "evidence", "keys", "--json").stdout)["keys"][0]
+    up.run("fabric", "verify", "bundle.json", "--key", key if isinstance(key, str) else key["key"])
 
 
 def test_the_doctor_finds_nothing_open_with_a_dispatcher(up, story):

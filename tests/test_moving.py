@@ -28,7 +28,7 @@ class Tour:
 
     def onward(self):
         self.here = self.zones.pop(0)
-        return errand(self.here)
+        return errand(self.here), 2 if self.here == "private" else 1
 
 
 def errand(zone):

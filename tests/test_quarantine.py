@@ -11,7 +11,7 @@ from fabric.artifacts import digest
 from fabric.config import Environment
 from fabric.crossing import CHECKPOINT_TYPE
 from fabric.errors import InvalidInput, Reason
-from fabric.learning import CHECKPOINT_FILES, Arrays, Layout, Trainer, evaluate, load_model, read_history
+from fabric.learning import CHECKPOINT_FILES, Arrays, Layout, Trainer, evaluate, load_model, read_history, share
 from fabric.quarantine import MODEL_TYPE, admit_checkpoint, admit_model
 from fabric.recording import now
 from fabric.session import Session
@@ -319,3 +319,14 @@ def test_a_checkpoint_of_a_network_with_a_frozen_layer_comes_back(session, tmp_p
     folder.mkdir(parents=True)
     trainer.save(folder)
     Trainer(SPEC, LAYOUT, arrays(), network=network).resume(go_on(session, folder, network=network).files)
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 7])
+def test_what_one_number_of_workers_trains_on_no_other_number_validates_on(world):
+    parts = [share(103, rank, world, 0.1) for rank in range(world)]
+    validated = {int(row) for rows, held in parts for row in rows[:held]}
+    trained = {int(row) for rows, held in parts for row in rows[held:]}
+    assert validated <= set(range(10))
+    assert trained <= set(range(10, 103))
+    assert len(trained) == sum(len(rows) - held for rows, held in parts) == 93 // world * world
+    assert len({(len(rows), held) for rows, held in parts}) == 1

@@ -79,6 +79,7 @@ def refused(call, reason):
         ("[training]", '[queue]\ngpu_model = "H300"\n[training]', Reason.GPU_MODEL_UNKNOWN),
         ("[training]", '[queue]\ndeadline = "2020-01-01T00:00Z"\n[training]', Reason.DEADLINE_PAST),
         ("[training]", '[queue]\ndeadline = "soon"\n[training]', Reason.JOB_INVALID),
+        ("[training]", "[queue]\nmin_workers = 3\n[training]", Reason.JOB_INVALID),
         ("[training]", "[sweep.search]\n[training]", Reason.CONFIG_INVALID),
     ],
 )
