@@ -14,9 +14,10 @@ attempt is started under an id that is made from its job and its number, so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 from fabric.errors import FabricError, Reason
 from fabric.fleet import (
@@ -54,6 +55,9 @@ DRIVER_TRIES = 3
 """Drivers that may die under a job before it has failed."""
 PREPARE_TRIES = 2
 REFUSED_START_WAITS_S = 30.0
+EXPLAINED_EVERY_S = 15.0
+EXPLAINED_AT_ONCE = 25
+"""Waiting jobs whose reasons are looked at anew in one turn, beside those whose reason has just changed."""
 
 
 class Decision(Protocol):
@@ -64,6 +68,9 @@ class Decision(Protocol):
 
     def decide(self, now_s: float) -> Sequence[Action]:
         """Return what is to be done now."""
+
+    def explain(self, job_id: str, now_s: float) -> Hold | None:
+        """Say why a job waits, in every pool; None if it does not."""
 
 
 class Judge(Protocol):
@@ -124,6 +131,7 @@ class Dispatcher:
     _pools: dict[str, Pool] = field(default_factory=dict)
     _spent: dict[tuple[str, int], int] = field(default_factory=dict)
     _happened: list[Happening] = field(default_factory=list)
+    _explained: dict[str, float] = field(default_factory=dict)
 
     def turn(self) -> tuple[Happening, ...]:
         """Take one turn, and return what happened.
@@ -150,6 +158,8 @@ class Dispatcher:
         # 4. Decide, and do.
         for action in decision.decide(now):
             self._do(action, decision, now)
+        # 5. Say why the others wait.
+        self._explain(decision, now)
         self._decision = decision
         self.store.beat(SIGN, now)
         return tuple(self._happened)
@@ -308,7 +318,8 @@ class Dispatcher:
             if refused is not None:
                 decision.apply(refused)
         elif isinstance(action, Hold):
-            self._hold(row, action)
+            self._explained.pop(row.id, None)  # the reason has changed
+            self._happen("hold", row, reason=action.reason.value)
         elif isinstance(action, Shed):
             self._end_waiting(row, State.SHED, action.reason, now)
         elif isinstance(action, Preempt | DrainBack):
@@ -358,15 +369,18 @@ class Dispatcher:
     def _start_refused(self, row: Row, action: Start, reason: str, now: float, until: float) -> StartRefused:
         return StartRefused(job=row.id, pool=action.pool, reason=reason, at_s=now, until_s=until)
 
-    def _hold(self, row: Row, action: Hold) -> None:
-        hold = {
-            "reason": action.reason.value,
-            "until_s": action.until_s,
-            "numbers": dict(action.numbers),
-            "zones": {each.pool: [each.reason.value, dict(each.numbers)] for each in action.obstacles},
-        }
-        self.store.note_hold(row.id, hold)
-        self._happen("hold", row, reason=action.reason.value)
+    def _explain(self, decision: Decision, now: float) -> None:
+        """Write down why jobs wait, in every pool and with numbers as they are now; some in each turn."""
+        waiting = {job for job, told in self._told.items() if told.state is State.QUEUED}
+        self._explained = {job: at for job, at in self._explained.items() if job in waiting and at <= now}
+        old = [job for job in waiting if now - self._explained.get(job, -math.inf) >= EXPLAINED_EVERY_S]
+        news = [job for job in old if job not in self._explained]
+        rest = sorted(set(old) - set(news), key=lambda job: (self._explained[job], job))
+        for job in [*news, *rest[:EXPLAINED_AT_ONCE]]:
+            hold = decision.explain(job, now)
+            if hold is not None:
+                self._explained[job] = now
+                self.store.note_hold(job, _hold_form(hold))
 
     def _ask_to_leave(self, row: Row, action: Preempt | DrainBack) -> None:
         what = "preempt" if isinstance(action, Preempt) else "drain-back"
@@ -411,6 +425,16 @@ def submission_of(row: Row) -> str:
 def preparation_of(row: Row) -> str:
     """Return the id of the driver that sanitizes a job's records."""
     return f"fabric-{row.id}-{row.preparing}{_PREPARING}"
+
+
+def _hold_form(hold: Hold) -> dict[str, Any]:
+    """Return a hold as the queue keeps it; times in whole minutes, so that a guess that moves a little is no change."""
+    return {
+        "reason": hold.reason.value,
+        "until_s": None if hold.until_s is None else math.ceil(hold.until_s / 60) * 60,
+        "numbers": dict(hold.numbers),
+        "zones": {each.pool: [each.reason.value, dict(each.numbers)] for each in hold.obstacles},
+    }
 
 
 def labels_of(row: Row) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from fabric.errors import FabricError, Reason, Refused
@@ -27,14 +28,14 @@ def waiting_line(row: Row) -> str:
     if not hold:
         return f"job {row.id} waits: nobody has looked at it yet"
     until = hold.get("until_s")
-    when = f", until {datetime.fromtimestamp(until, UTC):%H:%M:%SZ} at the earliest" if until else ""
-    numbers = ", ".join(f"{name} {value}" for name, value in hold.get("numbers", {}).items())
-    zones = ", ".join(
-        f"{zone}: {code}{''.join(f' {name}={value}' for name, value in found.items())}"
-        for zone, (code, found) in hold.get("zones", {}).items()
-    )
-    parts = "; ".join(part for part in (numbers, zones) if part)
+    when = f", until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%MZ} at the earliest" if until else ""
+    zones = "; ".join(f"{zone}: {code}{_told(found)}" for zone, (code, found) in hold.get("zones", {}).items())
+    parts = zones or _told(hold.get("numbers", {})).strip()
     return f"job {row.id} waits: {hold['reason']}{f' ({parts})' if parts else ''}{when}"
+
+
+def _told(numbers: Mapping[str, int]) -> str:
+    return "".join(f"{',' if at else ''} {name} {value}" for at, (name, value) in enumerate(numbers.items()))
 
 
 def said_of(row: Row) -> str:

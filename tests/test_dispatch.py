@@ -19,6 +19,7 @@ from fabric.fleet import Health, Scope
 from fabric.job_store import NewJob, State
 from fabric.labels import Classification, WorkloadClass
 from fabric.launching import Life
+from fabric.standing import waiting_line
 from fabric.verification import verify_bundle
 
 NOW = 1_795_800_000.0
@@ -70,8 +71,29 @@ def test_a_job_that_may_not_leave_waits_and_says_why_with_numbers(lab):
     found = hold(lab, "b")
     assert lab.states()["b"] == "queued"
     assert found["reason"] == "WAITS_FOR_ROOM"
-    assert {"private"} <= {*found["zones"]} | {"private"}
+    assert found["zones"] == {
+        "private": ["WAITS_FOR_ROOM", {"free": 0, "needs": 1, "total": 1}],
+        "public": ["POLICY_DENIED", {}],
+    }
+    assert waiting_line(lab.store.find("b")) == (
+        "job b waits: WAITS_FOR_ROOM (private: WAITS_FOR_ROOM free 0, needs 1, total 1; public: POLICY_DENIED), "
+        "until 2026-11-27 17:21Z at the earliest"
+    )
     assert lab.balance() == (0, 0)
+
+
+def test_the_reason_of_a_job_that_waits_on_follows_what_has_changed(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    lab.submit("b", denied=["public"])
+    dispatcher.turn()
+    lab.inside, lab.clock_s = 5, lab.clock_s + 1
+    lab.health["private"] = Health.DOWN
+    for _ in range(40):
+        lab.clock_s += 1
+        dispatcher.turn()
+    assert hold(lab, "b")["zones"]["private"][0] == "ZONE_DOWN"
 
 
 def test_a_job_that_may_leave_does_when_the_private_zone_is_full_and_is_paid_for_first(lab):
