@@ -14,7 +14,7 @@ from fabric.dispatch_rules import Rules
 from fabric.errors import Reason
 from fabric.failover import OF_HEALTH
 from fabric.fairness import Shares
-from fabric.fleet import Health, Job, Obstacle, Pool, cost_micros
+from fabric.fleet import GIGABYTE, HOUR_S, Health, Job, Obstacle, Pool, cost_micros
 from fabric.lines import Waiting
 from fabric.rooms import Room
 from fabric.zones import ZoneKind
@@ -31,7 +31,10 @@ class Holding:
         until_s: when it is thought to end.
         work_s: how long it works with the workers it has.
         paid_until_s: until when its reservation pays; infinite inside.
-        leaving: "" or why it was asked to stop: "preempt", "home", "spent".
+        longer_s: by how much it was paid for longer last.
+        extends: whether it may be paid for longer; not once the budget store said no.
+        watched_s: when its payment is looked at next.
+        leaving: "" or why it was asked to stop: "preempt", "home", "spent"; "stopped" once it was not asked any more.
         home: the private pool that keeps room for it.
     """
 
@@ -45,6 +48,9 @@ class Holding:
     until_s: float
     promise: Promise | None = None
     paid_until_s: float = math.inf
+    longer_s: float = 0.0
+    extends: bool = True
+    watched_s: float = math.inf
     checkpoint_s: float | None = None
     leaving: str = ""
     home: Room | None = None
@@ -181,6 +187,19 @@ class Books:
         self._wait_no_more(one)
         self.restore(holding)
         return holding
+
+    def paid_until_s(self, holding: Holding, reserved_micros: int) -> float:
+        """Return until when a reservation pays, at the price that is seen now; as estimated where none is."""
+        price, _ = holding.room.price(spot=holding.job.need.spot)
+        each = self.units(holding) * (price or 0)
+        if not each:
+            return holding.until_s + self.cover_s(holding.job)
+        moved = -(-(holding.room.pool.egress or 0) * holding.job.egress_bytes // GIGABYTE)
+        return holding.started_s + max(0, reserved_micros - moved) * HOUR_S / each
+
+    def units(self, holding: Holding) -> int:
+        """Return how many units of a pool's price a job takes: GPUs, or CPUs where it has none."""
+        return holding.gpus if holding.room.pool.gpu_model else holding.gpus or holding.cpus
 
     def restore(self, holding: Holding) -> None:
         """Count what a job holds already."""

@@ -152,7 +152,10 @@ class Desk:
             self._dirty.add(home.name)
 
     def _watch_payment(self, holding: Holding) -> None:
-        at_s = holding.paid_until_s - self._books.cover_s(holding.job)
+        self._watch(holding, holding.paid_until_s - self._books.cover_s(holding.job))
+
+    def _watch(self, holding: Holding, at_s: float) -> None:
+        holding.watched_s = at_s
         heapq.heappush(self._paid, (at_s, holding.was.turn, holding.job.id, holding))
 
     def _call_s(self, one: Waiting) -> float:

@@ -28,6 +28,7 @@ from fabric.fleet import (
     Ended,
     Event,
     Extend,
+    ExtendRefused,
     Health,
     Hold,
     Job,
@@ -285,19 +286,34 @@ class Dispatcher:
             return  # what is not sanitized yet goes nowhere
         verdicts = self.judge.verdicts(row, now)
         told = self._told.get(row.id)
+        pool = self._pool_of(row)
+        if row.state.holds and pool is None:
+            # Its zone is not declared any more, so no pool can count it: it is followed and settled, and decided
+            # about again if it comes to wait.
+            self._told.pop(row.id, None)
+            return
         self._told[row.id] = _Told(state=row.state, attempt=row.attempt, verdicts=verdicts)
         if told is None:
             job = job_of(row, verdicts, self.judge.egress_bytes(row))
             yield Submitted(job=job)
             if row.state.holds:
-                yield Restored(running=_running(row, job, now))
+                yield Restored(running=_running(row, pool or "", job, now))
             return
         if verdicts != told.verdicts:
             yield VerdictsSeen(job=row.id, verdicts=verdicts, at_s=now)
         if told.state.holds and (row.state is State.QUEUED or row.attempt != told.attempt):
             spent = self._spent.pop((row.id, told.attempt), 0)
             yield Left(job=row.id, at_s=now, left_s=_left(row), spent_micros=spent)
-        # What started did so by our own hand: the decision knows.
+        if row.state.holds and (row.attempt != told.attempt or not told.state.holds):
+            # What this dispatcher started it knows; this was another's, such as one that is not dead yet.
+            job = job_of(row, verdicts, self.judge.egress_bytes(row))
+            yield Restored(running=_running(row, pool or "", job, now))
+
+    def _pool_of(self, row: Row) -> str | None:
+        """Return the pool that counts what a job holds: its own, or that of its zone if pools have other names now."""
+        if row.pool in self._pools:
+            return row.pool
+        return next((pool.name for pool in self._pools.values() if pool.zone == row.zone), None)
 
     def _of_ended(self, job: str) -> Iterable[Event]:
         told, row = self._told.pop(job), self.store.find(job)
@@ -321,11 +337,11 @@ class Dispatcher:
             self._explained.pop(row.id, None)  # the reason has changed
             self._happen("hold", row, reason=action.reason.value)
         elif isinstance(action, Shed):
-            self._end_waiting(row, State.SHED, action.reason, now)
+            self._shed(row, action.reason, now)
         elif isinstance(action, Preempt | DrainBack):
             self._ask_to_leave(row, action)
-        elif isinstance(action, Extend):
-            self._extend(row, action, now)
+        elif isinstance(action, Extend) and not self._extend(row, action, now):
+            decision.apply(ExtendRefused(job=row.id, at_s=now))
 
     def _start(self, row: Row, action: Start, now: float) -> StartRefused | None:
         number, pool = row.attempt + 1, self._pools[action.pool]
@@ -344,7 +360,8 @@ class Dispatcher:
         )
         body = {"what": "place", "job": row.id, "attempt": number, "zone": action.zone, "workers": action.workers}
         receipt = self.ledger.intend("dispatch", {**body, "pool": action.pool, "reservation": reservation})
-        placed = self.store.place(row.id, row.attempt, place, now)
+        # Whoever stood still for long after reserving may have had it given back by another dispatcher meanwhile.
+        placed = self.books.holds(reservation) and self.store.place(row.id, row.attempt, place, now)
         self.ledger.conclude(receipt, "done" if placed else "failed", {})
         if not placed:  # it was taken back meanwhile, or another dispatcher placed it
             self.books.release(reservation, now)
@@ -390,8 +407,8 @@ class Dispatcher:
         self.ledger.conclude(receipt, "done" if asked else "failed", {})
         self._happen(what, row, row.zone)
 
-    def _extend(self, row: Row, action: Extend, now: float) -> None:
-        """Reserve more for what takes longer; where that is refused, it leaves at its next checkpoint."""
+    def _extend(self, row: Row, action: Extend, now: float) -> bool:
+        """Reserve more for what takes longer, and say whether that was to be had."""
         try:
             self.books.extend(row, action, now, why=str(row.body["justification"]))
             self.store.reserved_more(row.id, row.attempt, action.cost_micros)
@@ -399,8 +416,19 @@ class Dispatcher:
             self.ledger.observe(
                 "refusal", {"what": "extend", "job": row.id, "zone": row.zone, "code": error.reason.value}
             )
-            self.store.leave(row.id, row.attempt, "budget")
             self._happen("refusal", row, row.zone, reason=error.reason.value)
+            return False
+        return True
+
+    def _shed(self, row: Row, reason: Reason, now: float) -> None:
+        """Give a job up; one that holds room is stopped in the next turns."""
+        if not row.state.holds:
+            self._end_waiting(row, State.SHED, reason, now)
+            return
+        body = {"what": "shed", "job": row.id, "attempt": row.attempt, "zone": row.zone, "code": reason.value}
+        receipt = self.ledger.intend("dispatch", body)
+        given_up = self.store.give_up(row.id, row.attempt, reason.value)
+        self.ledger.conclude(receipt, "done" if given_up else "failed", {})
 
     def _end_waiting(self, row: Row, state: State, reason: Reason, now: float) -> None:
         """End a job that waits, and record it: a hold became a refusal."""
@@ -465,10 +493,10 @@ def job_of(row: Row, verdicts: Mapping[str, Verdict], egress_bytes: int) -> Job:
     )
 
 
-def _running(row: Row, job: Job, now: float) -> Running:
+def _running(row: Row, pool: str, job: Job, now: float) -> Running:
     return Running(
         job=job,
-        pool=row.pool,
+        pool=pool,
         workers=row.workers,
         started_s=now if row.started_s is None else row.started_s,
         left_s=_left(row),

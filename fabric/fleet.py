@@ -339,6 +339,14 @@ class StartRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class ExtendRefused:
+    """A job is not paid for longer: the budget store said no."""
+
+    job: str
+    at_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class PoolSeen:
     """Capacity, prices and health of a pool, as observed."""
 
@@ -380,6 +388,7 @@ Event = (
     | Checkpointed
     | Left
     | StartRefused
+    | ExtendRefused
     | PoolSeen
     | EgressSeen
     | AccountsSeen

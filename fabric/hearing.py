@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from fabric.accounts import Promise
 from fabric.books import Holding
 from fabric.fleet import (
     AccountsSeen,
@@ -14,6 +16,7 @@ from fabric.fleet import (
     EgressSeen,
     Ended,
     Event,
+    ExtendRefused,
     Job,
     Left,
     PoolSeen,
@@ -81,7 +84,9 @@ class Hearing(Staying):
         )
         self._books.restore(holding)
         if not room.pool.inside:
-            holding.paid_until_s = holding.until_s + self._books.cover_s(job)
+            # The balances count it already, so nothing is promised anew; but it is paid for no longer than it was.
+            holding.promise = Promise(job, running.reserved_micros, -math.inf)
+            holding.paid_until_s = self._books.paid_until_s(holding, running.reserved_micros)
             self._watch_payment(holding)
 
     def _checkpointed(self, event: Checkpointed) -> None:
@@ -114,6 +119,13 @@ class Hearing(Staying):
         one = self._wait(holding.job, was.left_s, was.since_s, moves=was.moves)
         one.blocked = {**was.blocked, event.pool: (event.reason, event.until_s)}
         self._arm(one, event.until_s)
+
+    def _extend_refused(self, event: ExtendRefused) -> None:
+        holding = self._books.held.get(event.job)
+        if holding is not None and holding.longer_s:
+            holding.paid_until_s -= holding.longer_s
+            holding.longer_s, holding.extends = 0.0, False
+            self._watch(holding, event.at_s)
 
     def _pool_seen(self, event: PoolSeen) -> None:
         before = self._books.rooms.get(event.pool.name)
@@ -169,6 +181,7 @@ _APPLY: Mapping[type, Callable[[Hearing, Any], None]] = {
     Checkpointed: Hearing._checkpointed,
     Left: Hearing._left,
     StartRefused: Hearing._start_refused,
+    ExtendRefused: Hearing._extend_refused,
     PoolSeen: Hearing._pool_seen,
     EgressSeen: Hearing._egress_seen,
     AccountsSeen: Hearing._accounts_seen,

@@ -53,6 +53,7 @@ SIGN = "dispatcher"
 """The name under which the dispatcher leaves its signs of life."""
 PROBLEM = "problem-"
 """What a sign begins with that names what keeps the dispatcher from taking turns."""
+GIVEN_UP = 2
 ENDS = (State.DONE, State.FAILED, State.REFUSED, State.CANCELLED, State.SHED)
 HOLDING = (State.STARTING, State.RUNNING, State.LEAVING)
 
@@ -95,7 +96,7 @@ class Row:
     Attributes:
         attempt: number of the current or last attempt; 0 before the first.
         hold: why it waits, as JSON; empty while nobody has said.
-        cancel: whether somebody took it back and its end is still to come.
+        cancel: whether somebody took it back, or the rules gave it up, and its end is still to come.
         lost: how many of its drivers died.
         left_s: how much of its work is left, as estimated; None for all.
         result: what it made: the id of a model.
@@ -198,9 +199,10 @@ _LEFT = """
 UPDATE job SET state = 'queued', left_over = :left, zone = '', pool = '', workers = 0, leave = ''
 WHERE id = :id AND state IN ('running', 'leaving') AND attempt = :attempt AND driver = :driver
 """
-# What fails because it was being taken back has not failed.
+# What fails because it was being taken back, or given up, has not failed.
 _END = """
-UPDATE job SET state = CASE WHEN cancel = 1 THEN :or_cancelled ELSE :state END, code = :code, result = :result,
+UPDATE job SET state = CASE cancel WHEN 0 THEN :state WHEN 2 THEN :or_shed ELSE :or_cancelled END,
+  code = CASE WHEN cancel = 2 AND :well = 0 THEN code ELSE :code END, result = :result,
   ended = :at, hold = '', leave = ''
 WHERE id = :id AND state IN ('running', 'leaving') AND attempt = :attempt AND driver = :driver
 """
@@ -212,9 +214,14 @@ WHERE id = :id AND state IN ('starting', 'running', 'leaving') AND attempt = :at
 _WITHDRAW = """
 UPDATE job SET state = :state, code = :code, ended = :at, hold = '' WHERE id = :id AND state = 'queued'
 """
+# `cancel` is 1 where somebody took the job back, 2 where the rules gave it up while it held room.
+_GIVE_UP = """
+UPDATE job SET cancel = 2, code = :code
+WHERE id = :id AND cancel = 0 AND state IN ('starting', 'running', 'leaving') AND attempt = :attempt
+"""
 _STOPPED = """
-UPDATE job SET state = 'cancelled', code = '', ended = :at, hold = '', leave = ''
-WHERE id = :id AND cancel = 1 AND state IN ('starting', 'running', 'leaving') AND attempt = :attempt
+UPDATE job SET state = CASE cancel WHEN 2 THEN 'shed' ELSE 'cancelled' END, ended = :at, hold = '', leave = ''
+WHERE id = :id AND cancel > 0 AND state IN ('starting', 'running', 'leaving') AND attempt = :attempt
 """
 _OVER = """
 UPDATE attempt SET ended = :at, outcome = :outcome WHERE job = :id AND number = :attempt AND ended IS NULL
@@ -277,7 +284,7 @@ class JobStore:
         with self._database.transaction(write=True):
             self._database.run(_WITHDRAW, id=job, state=State.CANCELLED.value, code="", at=_stamp(at))
             self._database.run(
-                f"UPDATE job SET cancel = 1 WHERE id = :id AND state IN ({_OPEN_STATES})",  # noqa: S608 - our states
+                f"UPDATE job SET cancel = 1 WHERE id = :id AND cancel = 0 AND state IN ({_OPEN_STATES})",  # noqa: S608 - our states
                 id=job,
             )
             return self._only("id = :id", id=job)
@@ -306,25 +313,30 @@ class JobStore:
     def lose(self, job: str, attempt: int, at: float, *, code: str, tries: int) -> bool:
         """Give an attempt up whose driver is gone; the job waits again, or has failed after as many as `tries`."""
         with self._database.transaction(write=True):
-            rows = self._database.run("SELECT lost, cancel FROM job WHERE id = :id", id=job)[1]
+            rows = self._database.run("SELECT lost, cancel, code FROM job WHERE id = :id", id=job)[1]
             if not rows:
                 return False
-            lost, cancelled = rows[0]
-            state = State.CANCELLED if cancelled else State.FAILED if lost + 1 >= tries else State.QUEUED
+            lost, cancel, given_up = rows[0]
+            state = State.FAILED if lost + 1 >= tries else State.QUEUED
+            state = State.SHED if cancel == GIVEN_UP else State.CANCELLED if cancel else state
             done = self._database.run(
                 _LOSE,
                 id=job,
                 attempt=attempt,
                 state=state.value,
-                code=code if state is State.FAILED else "",
+                code=code if state is State.FAILED else given_up if state is State.SHED else "",
                 ended=_stamp(at) if state.ended else None,
             )[0]
             if done:
                 self._database.run(_OVER, id=job, attempt=attempt, at=_stamp(at), outcome="lost")
             return bool(done)
 
+    def give_up(self, job: str, attempt: int, code: str) -> bool:
+        """Give up a job that holds room, as the rules say; the dispatcher stops it."""
+        return self._change(_GIVE_UP, id=job, attempt=attempt, code=code)
+
     def stopped(self, job: str, attempt: int, at: float) -> bool:
-        """Note that a cancelled job's driver is stopped."""
+        """Note that the driver of a job that was cancelled or given up is stopped."""
         return self._over(_STOPPED, job, attempt, at, "cancelled")
 
     def withdraw(self, job: str, state: State, code: str, at: float) -> bool:
@@ -425,7 +437,13 @@ class JobStore:
         self, job: str, attempt: int, driver: str, state: State, at: float, *, code: str = "", result: str = ""
     ) -> bool:
         """Say how the work ended."""
-        ended = {"state": state.value, "or_cancelled": (state if state is State.DONE else State.CANCELLED).value}
+        well = state is State.DONE
+        ended = {
+            "state": state.value,
+            "or_cancelled": (state if well else State.CANCELLED).value,
+            "or_shed": (state if well else State.SHED).value,
+            "well": int(well),
+        }
         with self._database.transaction(write=True):
             done, _ = self._database.run(
                 _END, id=job, attempt=attempt, driver=driver, code=code, result=result, at=_stamp(at), **ended
@@ -437,13 +455,13 @@ class JobStore:
     # Reading.
 
     def find(self, job: str) -> Row:
-        """Return a job by its id, or by its submit token.
+        """Return a job by its id, or by its submit token; a token that is another job's id names nobody else's job.
 
         Raises:
             InvalidInput: `JOB_UNKNOWN`.
         """
         with self._database.transaction(write=False):
-            return self._only("id = :id OR token = :id", id=job)
+            return self._only("id = :id OR token = :id ORDER BY CASE id WHEN :id THEN 0 ELSE 1 END", id=job)
 
     def by_token(self, token: str) -> Row | None:
         """Return the job of a submit token, if there is one."""

@@ -24,6 +24,7 @@ from fabric.books import Holding
 from fabric.dispatch_rules import Rules
 from fabric.errors import Reason
 from fabric.fleet import (
+    HOUR_S,
     Action,
     DrainBack,
     Event,
@@ -68,8 +69,13 @@ class Dispatch(Hearing):
         if self._outside_changed and self._stuck and now_s >= self._retry_s:
             self._retry()
         # 4. Pay for longer, and fetch home what may come.
+        unpaid = []
         while self._paid and self._paid[0][0] <= now_s:
-            self._extend(heapq.heappop(self._paid)[3])
+            at_s, _, _, holding = heapq.heappop(self._paid)
+            if at_s == holding.watched_s:
+                unpaid.append(holding)
+        for holding in unpaid:
+            self._extend(holding)
         self._bring_home(now_s)
         return tuple(self._out)
 
@@ -110,25 +116,32 @@ class Dispatch(Hearing):
     def _extend(self, holding: Holding) -> None:
         """Pay for a job outside that outlives its estimate, or have it stop while it is still paid for."""
         books, now_s = self._books, self._now_s
-        if books.held.get(holding.job.id) is not holding or holding.leaving == "spent" or holding.promise is None:
+        if books.held.get(holding.job.id) is not holding or holding.leaving == "stopped" or holding.promise is None:
             return
         job, room = holding.job, holding.room
+        if holding.leaving == "spent":
+            # It was asked to stop at its next checkpoint, and what paid for that is over.
+            holding.leaving = "stopped"
+            self._out.append(Shed(job=job.id, reason=Reason.BUDGET_SPENT))
+            return
         longer_s = max(_EXTENSION_S, 0.1 * holding.work_s)
         price, _ = room.price(spot=job.need.spot)
-        if self.rules.extend and price is not None:
-            units = holding.gpus if room.pool.gpu_model else holding.gpus or holding.cpus
-            micros = -(-price * units * math.ceil(longer_s) // 3_600)
+        if self.rules.extend and holding.extends and price is not None:
+            micros = -(-price * books.units(holding) * math.ceil(longer_s) // HOUR_S)
             if books.accounts.refusal(job, micros, room.name, now_s) is None:
                 books.accounts.promise_more(holding.promise, micros)
+                holding.longer_s = longer_s
                 holding.paid_until_s += longer_s
                 books.expect(holding, max(holding.until_s, now_s + longer_s / 2))
                 self._watch_payment(holding)
                 self._out.append(Extend(job=job.id, cost_micros=micros, until_s=holding.paid_until_s))
                 return
-        holding.leaving = "spent"
         if job.checkpointed:
+            holding.leaving = "spent"
             self._out.append(Preempt(job=job.id, for_job="", reason=Reason.BUDGET_SPENT.value))
+            self._watch(holding, max(now_s, holding.paid_until_s))
         else:
+            holding.leaving = "stopped"
             self._out.append(Shed(job=job.id, reason=Reason.BUDGET_SPENT))
 
     def _bring_home(self, now_s: float) -> None:

@@ -88,6 +88,11 @@ class Books:
         self.spending.settle(reservation.id, left, at, usage=usage)
         return spent
 
+    def holds(self, reservation: str) -> bool:
+        """Say whether a reservation is still held."""
+        found = self.spending.store.find(reservation)
+        return found is not None and found.state is State.HELD
+
     def release(self, reservation: str, now_s: float) -> None:
         """Give a reservation back."""
         self.spending.release(reservation, now_s)

@@ -8,6 +8,7 @@ import signal
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 
 import pytest
 from dispatch_lab import BODY, KEY, PRICE, Lab, start
@@ -15,10 +16,11 @@ from dispatch_lab import BODY, KEY, PRICE, Lab, start
 from fabric.budgets import Order
 from fabric.dispatch_rules import Rules, Spill
 from fabric.errors import ClusterUnavailable, FabricError, Reason
-from fabric.fleet import Health, Scope
+from fabric.fleet import AccountsSeen, Health, Scope
 from fabric.job_store import NewJob, State
 from fabric.labels import Classification, WorkloadClass
 from fabric.launching import Life
+from fabric.reserving import Books
 from fabric.standing import waiting_line
 from fabric.verification import verify_bundle
 
@@ -211,6 +213,155 @@ def test_work_that_took_longer_than_was_reserved_is_charged_and_the_evidence_ver
     assert verify_bundle(lab.ledger.bundle(), trusted=[KEY.public])
 
 
+PAID_S = 61
+"""For how long the lab pays a checkpointed job of a minute: it is covered until its next checkpoint."""
+
+
+def test_work_outside_that_nobody_pays_for_any_longer_and_that_cannot_be_moved_is_stopped(tmp_path):
+    lab = Lab(tmp_path, clock_s=NOW, inside=0, limit=60 * PRICE // 3600)
+    dispatcher = lab.dispatcher()
+    lab.submit("a", checkpointed=False)
+    dispatcher.turn()
+    lab.claim("a")
+    for _ in range(5):
+        lab.clock_s += 20
+        dispatcher.turn()
+    row = lab.store.find("a")
+    assert (row.state, row.code) == (State.SHED, "BUDGET_SPENT")
+    assert lab.drivers.known == {"fabric-a-1": Life.STOPPED}
+    assert lab.balance()[0] == 0
+    assert [r["body"]["code"] for r in lab.records("dispatch") if r["body"]["what"] == "shed"] == ["BUDGET_SPENT"]
+
+
+def test_work_that_was_asked_to_leave_and_does_not_is_stopped_when_what_pays_for_it_is_over(tmp_path):
+    lab = Lab(tmp_path, clock_s=NOW, inside=0, limit=PAID_S * PRICE // 3600)
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    lab.claim("a")
+    lab.clock_s += 60
+    dispatcher.turn()
+    assert lab.store.find("a").state is State.LEAVING
+    for _ in range(3):
+        lab.clock_s += 1
+        dispatcher.turn()
+    assert (lab.store.find("a").state, lab.store.find("a").code) == (State.SHED, "BUDGET_SPENT")
+    assert lab.balance()[0] == 0
+
+
+def test_an_extension_that_the_budgets_refuse_is_no_extension(tmp_path):
+    lab = Lab(tmp_path, clock_s=NOW, inside=0)
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    lab.claim("a")
+    other = Order(scope=Scope(classification=Classification.INTERNAL), zone="public", amount_micros=10**9 - 10**5)
+    seen, dispatcher.books = dispatcher.books, Seen(dispatcher.books.seen(NOW), dispatcher.books)
+    seen.spending.reserve("b-1", "b", other, NOW, justification_key="hmac-sha256:00")
+    lab.clock_s += 60
+    dispatcher.turn()
+    assert lab.store.find("a").reserved_micros == PAID_S * PRICE // 3600
+    for _ in range(4):
+        lab.clock_s += 1
+        dispatcher.turn()
+    assert lab.store.find("a").state is State.SHED
+
+
+@dataclass
+class Seen:
+    """Books whose balances were read before somebody else reserved."""
+
+    read: AccountsSeen
+    books: Books
+
+    def __getattr__(self, name):
+        return getattr(self.books, name)
+
+    def seen(self, now_s):
+        return replace(
+            self.read, accounts=tuple(replace(one, observed_s=now_s) for one in self.read.accounts), at_s=now_s
+        )
+
+
+@pytest.mark.parametrize("limit", [10**9, PAID_S * PRICE // 3600])
+def test_work_outside_is_paid_for_longer_or_stopped_also_after_the_dispatcher_began_anew(tmp_path, limit):
+    lab = Lab(tmp_path, clock_s=NOW, inside=0, limit=limit)
+    lab.submit("a")
+    lab.dispatcher().turn()
+    lab.claim("a")
+    lab.clock_s += 30
+    again = lab.dispatcher()
+    again.turn()
+    assert lab.store.find("a").reserved_micros == PAID_S * PRICE // 3600
+    for _ in range(32):
+        lab.clock_s += 1
+        again.turn()
+    row = lab.store.find("a")
+    if limit == 10**9:
+        assert (row.state, row.reserved_micros) == (State.RUNNING, (PAID_S + 600) * PRICE // 3600)
+    else:
+        assert row.state is State.SHED or row.cancel
+
+
+def test_what_runs_in_a_pool_whose_name_is_another_now_is_counted_and_not_started_again(lab):
+    lab.submit("a", denied=["public"])
+    lab.dispatcher().turn()
+    lab.claim("a")
+    again = lab.dispatcher()
+    again.pools = lambda now_s: (replace(pool, gpu_model="H200") for pool in lab.pools(now_s))
+    lab.submit("b", denied=["public"])
+    for _ in range(3):
+        lab.clock_s += 1
+        again.turn()
+    assert lab.states() == {"a": "running", "b": "queued"}
+    assert hold(lab, "b")["zones"]["private/H200"] == ["WAITS_FOR_ROOM", {"needs": 1, "free": 0, "total": 1}]
+    assert [r["body"]["job"] for r in lab.records("dispatch") if r["body"]["what"] == "place"] == ["a"]
+    lab.finish("a")
+    again.turn()
+    assert lab.states() == {"a": "done", "b": "starting"}
+
+
+def test_work_in_a_zone_that_is_not_declared_any_more_goes_on_is_settled_and_is_not_started_again(lab):
+    lab.submit("a")
+    lab.submit("b")
+    lab.dispatcher().turn()
+    lab.claim("a"), lab.claim("b")
+    again = lab.dispatcher()
+    again.pools = lambda now_s: (pool for pool in lab.pools(now_s) if pool.inside)
+    lab.finish("a")
+    for _ in range(3):
+        lab.clock_s += 1
+        again.turn()
+    assert lab.states() == {"a": "done", "b": "running"}
+    row = lab.store.find("b")
+    assert lab.store.left("b", 1, row.driver, 30.0, lab.now())
+    again.turn()
+    assert (lab.store.find("b").zone, lab.store.find("b").attempt) == ("private", 2)
+    assert lab.store.attempts(unsettled=True) == []
+    places = [r["body"] for r in lab.records("dispatch") if r["body"]["what"] == "place"]
+    assert [body["attempt"] for body in places if body["job"] == "b"] == [1, 2]
+
+
+def test_what_another_dispatcher_started_is_counted_and_not_tried_again_every_turn(lab):
+    old, new = lab.dispatcher(), lab.dispatcher()
+    lab.submit("a", denied=["public"])
+    lab.taken = 1
+    lab.health["public"] = Health.DOWN
+    old.turn(), new.turn()
+    lab.taken = 0
+    lab.clock_s += 1
+    new.turn()
+    assert lab.states() == {"a": "starting"}
+    lab.claim("a")
+    for _ in range(3):
+        lab.clock_s += 1
+        old.turn()
+    assert [r["body"]["attempt"] for r in lab.records("dispatch") if r["body"]["what"] == "place"] == [1]
+    lab.submit("b", denied=["public"])
+    old.turn()
+    assert lab.states() == {"a": "running", "b": "queued"}
+
+
 def test_a_driver_that_dies_without_an_end_is_noticed_charged_and_tried_again_up_to_a_limit(tmp_path):
     lab = Lab(tmp_path, clock_s=NOW, inside=0)
     dispatcher = lab.dispatcher()
@@ -323,6 +474,37 @@ def test_what_was_reserved_for_a_place_that_a_crash_left_unwritten_is_given_back
     lab.clock_s += 61
     again.turn()
     assert lab.balance() == (0, 0)
+
+
+def test_a_dispatcher_that_stood_still_after_reserving_places_nothing_on_what_was_given_back_meanwhile(lab):
+    slow, other = lab.dispatcher(), lab.dispatcher()
+    slow.turn()
+    lab.submit("a")
+    lab.submit("b")
+    record = lab.ledger.intend
+
+    def stand_still(action, body, **more):
+        if body.get("what") == "place" and body["zone"] == "public":
+            lab.clock_s += 100
+            lab.health["private"] = lab.health["public"] = Health.DOWN
+            other.turn()
+        return record(action, body, **more)
+
+    slow.ledger = Standing(stand_still, lab.ledger)
+    slow.turn()
+    row = lab.store.find("b")
+    assert row.state is State.QUEUED
+    assert lab.balance() == (0, 0)
+
+
+class Standing:
+    """A ledger that something happens before."""
+
+    def __init__(self, intend, ledger):
+        self.intend, self._ledger = intend, ledger
+
+    def __getattr__(self, name):
+        return getattr(self._ledger, name)
 
 
 def test_fifty_submitters_race_for_the_last_dollar_and_it_is_never_overspent(tmp_path):

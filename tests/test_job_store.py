@@ -74,6 +74,38 @@ def test_an_unknown_job_is_refused_with_the_way_out(store):
         assert "fabric queue" in refused.value.hint
 
 
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_a_submit_token_that_is_another_jobs_id_hides_nobody_elses_job(store, first):
+    for name in (first, "ab".replace(first, "")):
+        store.submit(job(name, token={"a": "t-a", "b": "a"}[name]), AT)
+    assert store.find("a").id == "a"
+    assert store.cancel(store.find("a").id, AT).id == "a"
+    assert store.find("b").state is State.QUEUED
+
+
+@pytest.mark.parametrize("by", ["stop", "end", "loss"])
+def test_a_job_that_the_rules_give_up_while_it_runs_is_shed_with_their_reason_however_it_ends(store, by):
+    running(store)
+    assert store.give_up("j1", 1, "BUDGET_SPENT")
+    assert not store.give_up("j1", 1, "DEADLINE_MISSED")
+    assert store.cancel("j1", AT).cancel
+    if by == "stop":
+        assert store.stopped("j1", 1, AT + 1)
+    elif by == "end":
+        assert store.end("j1", 1, "d1", State.FAILED, AT + 1, code="REMOTE_FAILED")
+    else:
+        assert store.lose("j1", 1, AT + 1, code="DRIVER_LOST", tries=3)
+    row = store.find("j1")
+    assert (row.state, row.code) == (State.SHED, "BUDGET_SPENT")
+
+
+def test_work_that_was_done_before_its_stop_came_is_done(store):
+    running(store)
+    assert store.give_up("j1", 1, "BUDGET_SPENT")
+    assert store.end("j1", 1, "d1", State.DONE, AT + 1, result="m")
+    assert (store.find("j1").state, store.find("j1").code) == (State.DONE, "")
+
+
 @pytest.mark.parametrize("token", ["two words", "someone@example.org", "", "x" * 64])
 def test_a_submit_token_that_is_no_token_is_refused(store, token):
     with pytest.raises(InvalidInput) as refused:

@@ -17,6 +17,7 @@ from fabric.fleet import (
     EgressSeen,
     Ended,
     Extend,
+    ExtendRefused,
     Health,
     Hold,
     Job,
@@ -26,6 +27,8 @@ from fabric.fleet import (
     PoolSeen,
     Preempt,
     Quota,
+    Restored,
+    Running,
     Scope,
     Shed,
     Start,
@@ -194,6 +197,35 @@ class Dispatcher(RuleBasedStateMachine):
     def submit_again(self):
         for job in self.jobs.values():
             self.dispatch.apply(Submitted(job=job))
+
+    @rule()
+    def begin_anew(self):
+        """The dispatcher's process died: a fresh decision is told what the stores have."""
+        waits = set(self.dispatch.waiting)
+        self.dispatch = Dispatch(RULES)
+        for pool in self.pools.values():
+            self.dispatch.apply(PoolSeen(pool=pool))
+        for zone, is_open in list(self.open.items()):
+            self.egress(zone, is_open)
+        reserved = dict(self.promised)
+        self.accounts(self.left_micros, self.quota.gpus)
+        for name in sorted(waits | set(self.held)):
+            job = self.jobs[name]
+            self.dispatch.apply(Submitted(job=job))
+            if name in self.held:
+                pool, gpus = self.held[name]
+                running = Running(
+                    job=job, pool=pool.name, workers=gpus // job.need.gpus, started_s=self.now_s,
+                    left_s=job.duration_s, reserved_micros=reserved.get(name, 0),
+                )  # fmt: skip
+                self.dispatch.apply(Restored(running=running))
+        self.decide()
+
+    @precondition(lambda self: any(not pool.inside for pool, _ in self.held.values()))
+    @rule(data=st.data())
+    def refuse_to_pay_for_longer(self, data):
+        away = sorted(name for name, (pool, _) in self.held.items() if not pool.inside)
+        self.dispatch.apply(ExtendRefused(job=data.draw(st.sampled_from(away)), at_s=self.now_s))
 
     def stop(self, name, event):
         self.dispatch.apply(event)
