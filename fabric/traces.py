@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import math
 import random
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,10 @@ LABELS = (
 )  # fmt: skip
 COLUMNS = (*REQUIRED, *OPTIONAL, *LABELS)
 _PURPOSE = "research"
+MOST_S = 1e12
+"""Times and durations beyond are no seconds; a float still tells them apart to a millisecond there."""
+MOST_BYTES = 10**18
+MOST_PRIORITY = 100
 _ALIBABA = ("name", "num_gpu", "qos", "creation_time", "deletion_time", "scheduled_time")
 
 
@@ -169,10 +173,17 @@ def read_trace(source: str, *, seed: int) -> Iterator[TraceJob]:
         raise _invalid(f"{path.name} has no row", "a trace holds a job in each row")
     rows = _again(first, rows)
     if set(_ALIBABA) <= set(first):
-        found = [job for row in rows if (job := _alibaba(row, Assigning(seed=seed))) is not None]
+        assigning = Assigning(seed=seed)
+        read = (
+            _read(row, number, path.name, lambda cells: _alibaba(cells, assigning))
+            for number, row in enumerate(rows, start=1)
+        )
     else:
         _check_columns(first, path.name)
-        found = [_own(row, number, path.name) for number, row in enumerate(rows, start=1)]
+        read = (_read(row, number, path.name, _own) for number, row in enumerate(rows, start=1))
+    found = [job for job in read if job is not None]
+    if not found:
+        raise _invalid(f"{path.name} has no row of a job that ran on GPUs", "a trace holds a job in each row")
     if len({job.id for job in found}) != len(found):
         raise _invalid(f"{path.name} names a job twice", "give every job an id of its own")
     return iter(sorted(found, key=lambda job: (job.submitted_s, job.id)))
@@ -229,7 +240,7 @@ def _alibaba(row: Mapping[str, Any], assigning: Assigning) -> TraceJob | None:
     if not gpus or not row["scheduled_time"]:
         return None
     duration_s = float(row["deletion_time"]) - float(row["scheduled_time"])
-    if duration_s <= 0:
+    if -MOST_S <= duration_s <= 0:
         return None
     workload = _QOS.get(str(row["qos"]), WorkloadClass.BATCH_INFERENCE)
     submitted_s = float(row["creation_time"])
@@ -269,43 +280,70 @@ def _check_columns(row: Mapping[str, Any], name: str) -> None:
             raise _invalid(f"{name} lacks the column {column!r}", f"needed: {', '.join(REQUIRED)}")
 
 
-def _own(row: Mapping[str, Any], number: int, name: str) -> TraceJob:
+def _read(
+    row: Mapping[Any, Any], number: int, name: str, job_of: Callable[[Mapping[str, Any]], TraceJob | None]
+) -> TraceJob | None:
+    """Return the job of a row, held to what a decision can be asked about; None for one that is left out."""
+    hint = "numbers, true or false"
     try:
-        duration_s = float(row["duration_s"])
-        estimate_s = float(row.get("estimate_s") or duration_s)
-        submitted_s = float(row["submitted_s"])
-        deadline = row.get("deadline_s")
-        need = Need(
-            workers=int(row.get("workers") or 1),
-            gpus=int(row["gpus"]),
-            gpu_model=str(row.get("gpu_model") or ""),
-            cpus=int(row.get("cpus") or 1),
-            min_workers=int(row.get("min_workers") or 0),
-            spot=_flag(row.get("spot")),
-        )
-        given = {label: row[label] for label in LABELS if row.get(label) not in (None, "")}
-        facts = Facts(
-            labels=Labels.parse(given),
-            k=int(row.get("k") or 0),
-            k_required=int(row.get("k_required") or 0),
-            justified=_flag(row.get("justified")),
-        )
-        if not all(map(math.isfinite, (duration_s, estimate_s, submitted_s))) or min(duration_s, estimate_s) <= 0:
-            raise ValueError
-        return TraceJob(
-            id=str(row["job_id"]),
-            submitted_s=submitted_s,
-            duration_s=duration_s,
-            estimate_s=estimate_s,
-            deadline_s=None if deadline in (None, "") else float(deadline),
-            need=need,
-            facts=facts,
-            priority=int(row.get("priority") or 0),
-            checkpointed=_flag(row.get("checkpointed")),
-            egress_bytes=int(row.get("egress_bytes") or 0),
-        )
-    except (ValueError, TypeError, KeyError):
-        raise _invalid(f"{name}, row {number}: a cell is not of its column's kind", "numbers, true or false") from None
+        if None in row:
+            raise ValueError  # more cells than columns
+        job = job_of(row)
+        if job is None or _is_possible(job):
+            return job
+    except (ValueError, TypeError, KeyError, OverflowError):
+        pass
+    except InvalidInput as error:
+        hint = error.hint
+    raise _invalid(
+        f"{name}, row {number}: a cell is not of its column's kind, or beyond what it can be", hint
+    ) from None
+
+
+def _is_possible(job: TraceJob) -> bool:
+    due = job.submitted_s + 1.0 if job.deadline_s is None else job.deadline_s
+    return (
+        bool(job.id)
+        and all(abs(at_s) <= MOST_S for at_s in (job.submitted_s, due))
+        and all(0 < lasts_s <= MOST_S for lasts_s in (job.duration_s, job.estimate_s))
+        and due > job.submitted_s
+        and abs(job.priority) <= MOST_PRIORITY
+        and 0 <= job.egress_bytes <= MOST_BYTES
+    )
+
+
+def _own(row: Mapping[str, Any]) -> TraceJob:
+    duration_s = float(row["duration_s"])
+    estimate_s = float(row.get("estimate_s") or duration_s)
+    submitted_s = float(row["submitted_s"])
+    deadline = row.get("deadline_s")
+    need = Need(
+        workers=int(row.get("workers") or 1),
+        gpus=int(row["gpus"]),
+        gpu_model=str(row.get("gpu_model") or ""),
+        cpus=int(row.get("cpus") or 1),
+        min_workers=int(row.get("min_workers") or 0),
+        spot=_flag(row.get("spot")),
+    )
+    given = {label: row[label] for label in LABELS if row.get(label) not in (None, "")}
+    facts = Facts(
+        labels=Labels.parse(given),
+        k=int(row.get("k") or 0),
+        k_required=int(row.get("k_required") or 0),
+        justified=_flag(row.get("justified")),
+    )
+    return TraceJob(
+        id=str(row["job_id"]),
+        submitted_s=submitted_s,
+        duration_s=duration_s,
+        estimate_s=estimate_s,
+        deadline_s=None if deadline in (None, "") else float(deadline),
+        need=need,
+        facts=facts,
+        priority=int(row.get("priority") or 0),
+        checkpointed=_flag(row.get("checkpointed")),
+        egress_bytes=int(row.get("egress_bytes") or 0),
+    )
 
 
 def _flag(cell: Any) -> bool:

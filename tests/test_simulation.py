@@ -33,6 +33,9 @@ RULES = Rules(stale_s=math.inf)
 POLICY = Policy.default()
 
 
+TASKS = "name,num_gpu,qos,creation_time,deletion_time,scheduled_time"
+
+
 def world(private, public=1_000, budget=None):
     inside = Pool(
         zone="private", kind=ZoneKind.PRIVATE, gpu_model="A100", gpus_total=private, price=0, health=Health.HEALTHY
@@ -77,6 +80,21 @@ def test_a_trace_that_cannot_be_read_is_refused(source):
         ("job_id,submitted_s,duration_s,gpus\na,1,0,1\n", "row 1"),
         ("job_id,submitted_s,duration_s,gpus,spot\na,1,2,1,perhaps\n", "row 1"),
         ("job_id,submitted_s,duration_s,gpus\na,1,2,1\na,1,2,1\n", "twice"),
+        ("job_id,submitted_s,duration_s,gpus\na,1,2,1\nb,1,2,1,secret\n", "row 2"),
+        ("job_id,submitted_s,duration_s,gpus\na,1,2,-1\n", "row 1"),
+        ("job_id,submitted_s,duration_s,gpus,workers\na,1,2,1,-7\n", "row 1"),
+        ("job_id,submitted_s,duration_s,gpus,deadline_s\na,1,2,1,nan\n", "row 1"),
+        ("job_id,submitted_s,duration_s,gpus,deadline_s\na,1,2,1,inf\n", "row 1"),
+        ("job_id,submitted_s,duration_s,gpus,deadline_s\na,9,2,1,3\n", "row 1"),
+        ("job_id,submitted_s,duration_s,gpus,priority\na,1,2,1,1000\n", "row 1"),
+        ("job_id,submitted_s,duration_s,gpus,egress_bytes\na,1,2,1,-4\n", "row 1"),
+        ("job_id,submitted_s,duration_s,gpus,data_classification\na,1,2,1,secret\n", "row 1"),
+        (f"{TASKS}\na,1,LS,nan,5,1\n", "row 1"),
+        (f"{TASKS}\na,1,LS,1,inf,1\n", "row 1"),
+        (f"{TASKS}\na,secret,LS,1,5,1\n", "row 1"),
+        (f"{TASKS}\na,-1,LS,1,5,1\n", "row 1"),
+        (f"{TASKS}\na,1,LS,1,,1\n", "row 1"),
+        (f"{TASKS}\na,0,LS,1,5,1\n", "no row of a job that ran on GPUs"),
     ],
 )
 def test_a_trace_that_is_wrong_is_refused_by_row_and_column_and_never_by_value(tmp_path, text, says):
