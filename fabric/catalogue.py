@@ -284,6 +284,9 @@ def parse_catalogue(text: str, *, source: str) -> Catalogue:
     Raises:
         InvalidInput: `CATALOGUE_INVALID` or `PRICE_INVALID`, naming the line and the column, never the cell's value.
     """
+    if text and not text.endswith("\n"):
+        # Nothing else tells a whole file from one that is cut inside its last cell, which may be a price.
+        raise _invalid(f"{source}: its last line does not end, so it may be cut off", "write it again, with a newline")
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     offers: list[Offer] = []
     places: dict[tuple[str, ...], int] = {}

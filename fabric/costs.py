@@ -111,13 +111,13 @@ def period_named(text: str) -> Window:
             raise ValueError
         month = int(found[2]) if found[2] else int(found[3]) * 3
         at = datetime(int(found[1]), month, int(found[4] or 1), tzinfo=UTC).timestamp()
-    except ValueError:
+        return window_of(Period.DAY if found[4] else Period.QUARTER if found[3] else Period.MONTH, at)
+    except (ValueError, OverflowError):
         raise InvalidInput(
             Reason.CONFIG_INVALID,
             "that is no period",
             "write a month, a quarter or a day: 2026-11, 2026-Q4, 2026-11-28",
         ) from None
-    return window_of(Period.DAY if found[4] else Period.QUARTER if found[3] else Period.MONTH, at)
 
 
 def told_by(records: Iterable[Mapping[str, Any]]) -> Told:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -196,15 +197,16 @@ def deadline_of(text: str, at: float) -> float | None:
         return None
     if (match := _RELATIVE.match(text)) is not None:
         return at + timedelta(seconds=int(match[1]) * _UNITS[match[2]]).total_seconds()
-    try:
+    found = None
+    with suppress(ValueError, OverflowError):
         moment = datetime.fromisoformat(text)
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
+        # A time at the edge of the calendar may lie beyond it in UTC, where nobody could be shown it.
+        found = None if moment.tzinfo is None else moment.astimezone(UTC).timestamp()
+    if found is None:
         raise InvalidInput(
             Reason.JOB_INVALID, "the deadline is not a time", "write 2026-12-01T12:00Z, with a zone, or +2h, +30m, +1d"
         )
-    return moment.timestamp()
+    return found
 
 
 def _check_deadline(deadline: float | None, at: float) -> None:

@@ -79,6 +79,7 @@ def test_a_row_that_says_too_little_is_refused_with_its_line(column: str, value:
         (csv_of(), "has no row"),
         ("", "no column"),
         (csv_of('"open'), "not CSV"),
+        (csv_of(H200)[:-1], "may be cut off"),
     ],
 )
 def test_a_file_that_is_no_catalogue_is_refused(text: str, said: str):

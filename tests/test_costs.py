@@ -139,7 +139,22 @@ def test_inside_is_unknown_where_nobody_has_said():
     assert total.inside is None
 
 
-@pytest.mark.parametrize("text", ["", "2026", "2026-13", "2026-Q5", "2026-02-30", "2026-Q1-02", "0000-01", "26-11"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "2026",
+        "2026-13",
+        "2026-Q5",
+        "2026-02-30",
+        "2026-Q1-02",
+        "0000-01",
+        "26-11",
+        "9999-12",
+        "9999-Q4",
+        "9999-12-31",
+    ],
+)
 def test_what_is_no_period_is_refused(text: str):
     with pytest.raises(InvalidInput):
         period_named(text)

@@ -127,7 +127,8 @@ def test_a_deadline_is_a_time_with_a_zone_or_a_span():
     assert deadline_of("", AT) is None
     assert deadline_of("+2h", AT) == AT + 7_200
     assert deadline_of("2026-12-01T12:00Z", AT) == datetime(2026, 12, 1, 12, tzinfo=UTC).timestamp()
-    for text in ("2026-12-01T12:00", "+2w", "-2h", "+2h ", "now"):
+    at_the_edge = ("9999-12-31T23:59:59-12:00", "0001-01-01T00:00+14:00")
+    for text in ("2026-12-01T12:00", "+2w", "-2h", "+2h ", "now", *at_the_edge):
         refused(lambda text=text: deadline_of(text, AT), Reason.JOB_INVALID)
 
 
