@@ -13,7 +13,19 @@ import typer
 
 from fabric.budgets import Balance, Period, Unit, Window, window_of
 from fabric.config import Config, Environment, find_config, load_config
-from fabric.costs import COLUMNS, FOCUS_VERSION, MONEY, QUANTITIES, TIMES, Row, Total, period_named, rows_of, told_by
+from fabric.costs import (
+    COLUMNS,
+    FOCUS_VERSION,
+    MONEY,
+    QUANTITIES,
+    TIMES,
+    Row,
+    Total,
+    currency_of,
+    period_named,
+    rows_of,
+    told_by,
+)
 from fabric.costs import totals as totals_of
 from fabric.errors import FabricError, InvalidInput, Reason, nearest
 from fabric.fleet import HOUR_S
@@ -45,14 +57,15 @@ def cost(
     window = period_named(period) if period else window_of(Period.MONTH, at)
     rows, balances = _read(loaded, window, at)
     totals = totals_of(rows, by)
+    currency = currency_of(rows, loaded.prices.currency) if form == "table" else ""
     if form == "csv":
         _put(_csv(rows).encode(), out)
     elif form == "parquet":
         _put(parquet(rows), out)
     elif as_json:
-        _put((json.dumps(_json(loaded, window, by, totals, balances), indent=2) + "\n").encode(), out)
+        _put((json.dumps(_json(currency, window, by, totals, balances), indent=2) + "\n").encode(), out)
     else:
-        _put(_table(loaded, window, by, totals, balances).encode(), out)
+        _put(_table(f"{loaded.name}: cost", currency, window, by, totals, balances).encode(), out)
 
 
 def _read(config: Config, window: Window, at: float) -> tuple[list[Row], tuple[Balance, ...]]:
@@ -103,8 +116,7 @@ def parquet(rows: list[Row]) -> bytes:
     return bytes(sink.getvalue())
 
 
-def _json(config: Config, window: Window, by: str, totals: list[Total], balances: tuple[Balance, ...]) -> Any:
-    currency = config.prices.currency
+def _json(currency: str, window: Window, by: str, totals: list[Total], balances: tuple[Balance, ...]) -> Any:
     return {
         "focus": FOCUS_VERSION,
         "from": _day(window.start_s),
@@ -126,8 +138,10 @@ def _json(config: Config, window: Window, by: str, totals: list[Total], balances
     }
 
 
-def _table(config: Config, window: Window, by: str, totals: list[Total], balances: tuple[Balance, ...]) -> str:
-    lines = [f"{config.name}: cost from {_day(window.start_s)} until {_day(window.end_s)}, in {config.prices.currency}"]
+def _table(
+    title: str, currency: str, window: Window, by: str, totals: list[Total], balances: tuple[Balance, ...]
+) -> str:
+    lines = [f"{title} from {_day(window.start_s)} until {_day(window.end_s)}, in {currency}"]
     head = (by, "jobs", "GPU-hours", "billed", "effective", "of it idle", "egress", "inside")
     body = [
         (

@@ -154,6 +154,22 @@ def rows_of(reservations: Iterable[Reservation], told: Told, *, account: str, cu
     return [{column: row.get(column) for column in COLUMNS} for row in found]
 
 
+def currency_of(rows: Sequence[Row], otherwise: str) -> str:
+    """Return the one currency of rows; `otherwise` where there are none.
+
+    Raises:
+        InvalidInput: `CONFIG_INVALID`: they have several, such as before and after `prices.currency` was changed.
+    """
+    found = sorted({row["BillingCurrency"] for row in rows})
+    if len(found) > 1:
+        raise InvalidInput(
+            Reason.CONFIG_INVALID,
+            f"amounts in {' and '.join(found)} are not added up",
+            "`--format csv` or parquet keeps them apart; or name a shorter --period",
+        )
+    return found[0] if found else otherwise
+
+
 def totals(rows: Sequence[Row], by: str) -> list[Total]:
     """Return the sums of rows, the dearest first.
 

@@ -22,7 +22,7 @@ from fabric.charges import Terms, Usage
 from fabric.cli import app
 from fabric.config import load_config
 from fabric.cost_commands import parquet
-from fabric.costs import COLUMNS, TIMES, WAYS, Told, period_named, rows_of, told_by, totals
+from fabric.costs import COLUMNS, TIMES, WAYS, Told, currency_of, period_named, rows_of, told_by, totals
 from fabric.errors import FabricError, InvalidInput, Reason
 from fabric.observed import Observed, SeenNode, SeenWork
 from fabric.recording import now, open_budgets, open_ledger
@@ -132,6 +132,16 @@ def test_the_ledger_tells_which_model_and_crossings_a_cost_belongs_to():
     assert {row["x_Model"] for row in found} == {"cost-forecast-1", None}
     assert found[0]["x_Crossings"] == "c1 c2"
     assert [one.name for one in totals(found, "model")] == ["(none)", "cost-forecast-1"]
+
+
+def test_amounts_of_several_currencies_are_not_added_up_and_one_is_named_as_it_was_charged():
+    francs = settled("s", terms=replace(TERMS, currency="CHF"))
+    assert currency_of(rows(francs), "EUR") == "CHF"
+    assert currency_of([], "EUR") == "EUR"
+    with pytest.raises(InvalidInput) as caught:
+        currency_of(rows(settled(), francs), "EUR")
+    assert "CHF and EUR" in caught.value.message
+    assert "--format csv" in caught.value.hint
 
 
 def test_inside_is_unknown_where_nobody_has_said():
