@@ -31,7 +31,10 @@ class Period(StrEnum):
 
 
 class WhenSpent(StrEnum):
-    """What becomes of a job for which nothing is left: it waits for the next period, or it is refused."""
+    """What becomes of a job for which nothing is left: it waits for the next period, or it is refused.
+
+    One that could run inside waits for that, where no budget is asked.
+    """
 
     HOLD = "hold"
     REFUSE = "refuse"

@@ -334,6 +334,9 @@ class Dispatcher:
             if refused is not None:
                 decision.apply(refused)
         elif isinstance(action, Hold):
+            if self._is_final(row, action, decision, now):
+                self._end_waiting(row, State.REFUSED, action.reason, now)
+                return
             self._explained.pop(row.id, None)  # the reason has changed
             self._happen("hold", row, reason=action.reason.value)
         elif isinstance(action, Shed):
@@ -399,6 +402,16 @@ class Dispatcher:
                 self._explained[job] = now
                 self.store.note_hold(job, _hold_form(hold))
 
+    def _is_final(self, row: Row, action: Hold, decision: Decision, now: float) -> bool:
+        """Say whether a spent budget refuses a job: it is declared so, and no pool inside could ever take it."""
+        hold = decision.explain(row.id, now) if action.reason is Reason.BUDGET_SPENT else None
+        if hold is None:
+            return False
+        inside = {pool.name for pool in self._pools.values() if pool.inside}
+        shut = {each.pool for each in hold.obstacles if each.reason in _NEVER}
+        job = job_of(row, self._told[row.id].verdicts, self.judge.egress_bytes(row))
+        return inside <= shut and self.books.refuses(job, dict(action.numbers).get("cost_micros", 0), now)
+
     def _ask_to_leave(self, row: Row, action: Preempt | DrainBack) -> None:
         what = "preempt" if isinstance(action, Preempt) else "drain-back"
         body = {"what": what, "job": row.id, "attempt": row.attempt, "zone": row.zone}
@@ -443,6 +456,8 @@ class Dispatcher:
 
 
 _PREPARING = "-prepare"
+_NEVER = (Reason.POLICY_DENIED, Reason.GPU_MODEL_UNKNOWN, Reason.ZONE_HAS_NO_ROOM)
+"""What keeps a job from a pool however long it waits."""
 
 
 def submission_of(row: Row) -> str:

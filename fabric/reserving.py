@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from fabric.budget_store import Reservation, State
-from fabric.budgets import Order, accounts_of, quotas_of
+from fabric.budgets import Order, Unit, WhenSpent, accounts_of, quotas_of
 from fabric.charges import Terms, Usage
 from fabric.errors import FabricError, Reason
 from fabric.fleet import AccountsSeen, Extend, Job, Pool, Scope, Start
@@ -39,6 +39,16 @@ class Books:
         balances = self.spending.store.balances(now_s)
         quotas = quotas_of(balance.limit for balance in balances)
         return AccountsSeen(accounts=accounts_of(balances, now_s), quotas=quotas, at_s=now_s)
+
+    def refuses(self, job: Job, cost_micros: int, now_s: float) -> bool:
+        """Say whether a budget that covers a job has too little left for it, and is declared to refuse then."""
+        return any(
+            one.limit.unit is Unit.MICROS
+            and one.limit.when_spent is WhenSpent.REFUSE
+            and one.limit.scope.covers(job)
+            and cost_micros > one.left
+            for one in self.spending.store.balances(now_s)
+        )
 
     def reserve(self, job: Job, pool: Pool, start: Start, attempt: int, now_s: float, *, why: str) -> str:
         """Reserve what an attempt may cost, and return the reservation's id.

@@ -16,7 +16,7 @@ from pathlib import Path
 from uuid import uuid4
 
 from fabric.budget_store import BudgetStore, SQLiteBudgets
-from fabric.budgets import Limit, Period, Unit
+from fabric.budgets import Limit, Period, Unit, WhenSpent
 from fabric.charges import Terms
 from fabric.database import SQLiteDatabase
 from fabric.dispatch import Dispatcher
@@ -107,6 +107,7 @@ class Lab:
     outside: int = 4
     taken: int = 0
     limit: int = 10**9
+    when_spent: WhenSpent = WhenSpent.HOLD
     rules: Rules = EAGER
     clock_s: float | None = None
     orphaned_s: float = 60.0
@@ -115,7 +116,14 @@ class Lab:
 
     def __post_init__(self) -> None:
         self.store = JobStore(SQLiteDatabase(self.folder / DATABASE_NAME, SCHEMA))
-        limit = Limit(name="all", scope=Scope(), unit=Unit.MICROS, amount=self.limit, period=Period.QUARTER)
+        limit = Limit(
+            name="all",
+            scope=Scope(),
+            unit=Unit.MICROS,
+            amount=self.limit,
+            period=Period.QUARTER,
+            when_spent=self.when_spent,
+        )
         self.budgets = BudgetStore(SQLiteBudgets(self.folder), [limit])
         self.ledger = Ledger.open(
             SQLiteStore(self.folder / "evidence"),

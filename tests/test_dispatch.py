@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import pytest
 from dispatch_lab import BODY, KEY, PRICE, Lab, start
 
-from fabric.budgets import Order
+from fabric.budgets import Order, WhenSpent
 from fabric.dispatch_rules import Rules, Spill
 from fabric.errors import ClusterUnavailable, FabricError, Reason
 from fabric.fleet import AccountsSeen, Health, Scope
@@ -154,6 +154,18 @@ def test_a_budget_with_nothing_left_holds_a_job_and_charges_nothing(tmp_path):
     dispatcher.turn()
     assert lab.states() == {"a": "starting", "b": "queued"}
     assert "BUDGET" in str(hold(lab, "b"))
+    assert lab.balance() == (0, 0)
+
+
+def test_a_spent_budget_that_is_declared_to_refuse_refuses_what_could_never_run_inside(tmp_path):
+    lab = Lab(tmp_path, clock_s=NOW, limit=1, when_spent=WhenSpent.REFUSE)
+    dispatcher = lab.dispatcher()
+    for name, denied in (("a", []), ("b", []), ("c", ["private"])):
+        lab.submit(name, denied=denied)
+    dispatcher.turn()
+    assert lab.states() == {"a": "starting", "b": "queued", "c": "refused"}
+    assert lab.store.find("c").code == "BUDGET_SPENT"
+    dispatcher.turn()
     assert lab.balance() == (0, 0)
 
 
