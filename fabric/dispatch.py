@@ -142,10 +142,12 @@ class Dispatcher:
         """
         self._happened = []
         now = self.clock()
+        stood = {row.id: _standing(row) for row in self.store.jobs()}
         lives = dict(self.launcher.lives())
-        # 1. Follow.
+        # 1. Follow. What changed while the drivers were asked about may have one that was not there yet: next turn.
         for row in self.store.jobs():
-            self._follow(row, lives, now)
+            if stood.get(row.id) == _standing(row):
+                self._follow(row, lives, now)
         # 2. Settle.
         for attempt in self.store.attempts(unsettled=True):
             self._settle(attempt)
@@ -458,6 +460,10 @@ class Dispatcher:
 _PREPARING = "-prepare"
 _NEVER = (Reason.POLICY_DENIED, Reason.GPU_MODEL_UNKNOWN, Reason.ZONE_HAS_NO_ROOM)
 """What keeps a job from a pool however long it waits."""
+
+
+def _standing(row: Row) -> tuple[State, int, str, int]:
+    return row.state, row.attempt, row.driver, row.preparing
 
 
 def submission_of(row: Row) -> str:

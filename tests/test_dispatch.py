@@ -448,6 +448,31 @@ def test_a_driver_of_the_users_own_that_waits_is_used_and_one_that_is_gone_takes
     assert not lab.store.claim("a", 1, "fabric-a-1", NOW)
 
 
+def test_a_driver_that_came_while_the_drivers_were_asked_about_is_not_taken_for_gone(lab):
+    dispatcher = lab.dispatcher(Slow(lab))
+    dispatcher.turn()
+    assert lab.states() == {"a": "starting"}
+    dispatcher.turn()
+    assert lab.states() == {"a": "starting"}
+
+
+@dataclass
+class Slow:
+    """Drivers of which one comes while they are asked about, and then queues its job."""
+
+    lab: Lab
+
+    def __getattr__(self, name):
+        return getattr(self.lab.drivers, name)
+
+    def lives(self):
+        found = self.lab.drivers.lives()
+        if not found:
+            self.lab.drivers.known["raysubmit_1"] = Life.ALIVE
+            self.lab.submit("a", driver="raysubmit_1")
+        return found
+
+
 def test_a_job_without_a_matrix_is_prepared_first_and_fails_when_that_fails_again(lab):
     dispatcher = lab.dispatcher()
     lab.store.submit(_raw("a"), NOW)
