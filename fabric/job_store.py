@@ -244,10 +244,8 @@ class JobStore:
             InvalidInput: `SUBMIT_TOKEN_REUSED` if the token is another job's; `JOB_INVALID` if it is no token.
             FabricError: `EVIDENCE_UNWRITABLE`.
         """
-        if not is_token(new.token) or not is_token(new.id):
-            raise InvalidInput(
-                Reason.JOB_INVALID, "the submit token is not a token", "up to 63 letters, digits, '.', '_' or '-'"
-            )
+        check_token(new.token)
+        check_token(new.id)
         text = canonical(dict(new.body)).decode()
         with self._database.transaction(write=True):
             made, _ = self._database.run(
@@ -281,6 +279,8 @@ class JobStore:
         Raises:
             InvalidInput: `JOB_UNKNOWN`.
         """
+        if not is_token(job):  # it may be text that no database takes
+            raise _unknown()
         with self._database.transaction(write=True):
             self._database.run(_WITHDRAW, id=job, state=State.CANCELLED.value, code="", at=_stamp(at))
             self._database.run(
@@ -460,11 +460,18 @@ class JobStore:
         Raises:
             InvalidInput: `JOB_UNKNOWN`.
         """
+        if not is_token(job):  # it may be text that no database takes
+            raise _unknown()
         with self._database.transaction(write=False):
             return self._only("id = :id OR token = :id ORDER BY CASE id WHEN :id THEN 0 ELSE 1 END", id=job)
 
     def by_token(self, token: str) -> Row | None:
-        """Return the job of a submit token, if there is one."""
+        """Return the job of a submit token, if there is one.
+
+        Raises:
+            InvalidInput: `JOB_INVALID` if it is no token.
+        """
+        check_token(token)
         with self._database.transaction(write=False):
             rows = self._database.run(f"{_FIND} WHERE token = :token", token=token)[1]
         return _row(rows[0]) if rows else None
@@ -527,8 +534,24 @@ class JobStore:
     def _only(self, where: str, **values: object) -> Row:
         rows = self._database.run(f"{_FIND} WHERE {where}", **values)[1]
         if not rows:
-            raise InvalidInput(Reason.JOB_UNKNOWN, "there is no such job", "`fabric queue --all` lists them")
+            raise _unknown()
         return _row(rows[0])
+
+
+def _unknown() -> InvalidInput:
+    return InvalidInput(Reason.JOB_UNKNOWN, "there is no such job", "`fabric queue --all` lists them")
+
+
+def check_token(token: str) -> None:
+    """Refuse what is no submit token.
+
+    Raises:
+        InvalidInput: `JOB_INVALID`.
+    """
+    if not is_token(token):
+        raise InvalidInput(
+            Reason.JOB_INVALID, "the submit token is not a token", "up to 63 letters, digits, '.', '_' or '-'"
+        )
 
 
 def _row(columns: Sequence[Any]) -> Row:

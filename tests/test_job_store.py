@@ -106,6 +106,17 @@ def test_work_that_was_done_before_its_stop_came_is_done(store):
     assert (store.find("j1").state, store.find("j1").code) == (State.DONE, "")
 
 
+@pytest.mark.parametrize("name", ["\udcff", "a\0b", "x" * 10_000_000, "\uff41"])
+def test_what_is_no_token_names_no_job_whatever_it_is(store, name):
+    for ask in (store.find, lambda name: store.cancel(name, AT)):
+        with pytest.raises(InvalidInput) as refused:
+            ask(name)
+        assert refused.value.reason is Reason.JOB_UNKNOWN
+    with pytest.raises(InvalidInput) as refused:
+        store.by_token(name)
+    assert refused.value.reason is Reason.JOB_INVALID
+
+
 @pytest.mark.parametrize("token", ["two words", "someone@example.org", "", "x" * 64])
 def test_a_submit_token_that_is_no_token_is_refused(store, token):
     with pytest.raises(InvalidInput) as refused:
