@@ -114,8 +114,8 @@ class OutsideJobs:
                     headers={"Authorization": f"Bearer {self.token}", "Content-Type": "application/json"},
                 )
                 response = connection.getresponse()
-                content = response.read(MOST_BYTES + 1)
-            except (OSError, http.client.HTTPException) as error:
+                content = _read(response)
+            except (OSError, ValueError, http.client.HTTPException) as error:
                 raise self._failed(f"does not answer ({type(error).__name__})") from None
         if len(content) > MOST_BYTES:
             raise self._failed(f"answered with more than {MOST_BYTES} bytes")
@@ -149,6 +149,14 @@ class OutsideJobs:
         return RemoteFailure(
             Reason.REMOTE_FAILED, f"the cluster of zone {self.zone!r} {what}", "look at that cluster, then run it again"
         )
+
+
+def _read(response: http.client.HTTPResponse) -> bytes:
+    """Return the body, or a byte more of it than may be; `read` would believe a chunk of a negative size."""
+    content = bytearray()
+    while len(content) <= MOST_BYTES and (piece := response.read1(MOST_BYTES + 1 - len(content))):
+        content += piece
+    return bytes(content)
 
 
 def _cut(sock: socket.socket) -> None:

@@ -1,10 +1,14 @@
 """What another zone's cluster says counts as one bounded word, and what its jobs return as bounded files."""
 
 import json
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
@@ -75,6 +79,48 @@ def state_or_failure(jobs):
         return jobs.state(job_id(CROSSING))
     except RemoteFailure as error:
         return error.reason
+
+
+@contextmanager
+def answered(start, piece=b"", most=0):
+    """Serve one raw answer that begins with `start` and goes on with `piece`s; yield the API and how much went."""
+    went = [0]
+
+    def talk(server):
+        line, _ = server.accept()
+        with line, suppress(OSError):
+            line.recv(65_536)
+            line.sendall(start)
+            while went[0] < most:
+                line.sendall(piece)
+                went[0] += len(piece)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        talker = threading.Thread(target=talk, args=(server,), daemon=True)
+        talker.start()
+        yield OutsideJobs(zone="public", url=f"http://127.0.0.1:{server.getsockname()[1]}", token="of-it"), went
+        talker.join()
+
+
+@pytest.mark.parametrize("size", [b"-5", b"-1", b"-100000", b"zz", b"ffffffffffffffff"])
+def test_a_chunk_of_a_size_that_is_none_is_a_failure(size):
+    start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\nabc"
+    with answered(start) as (jobs, _), pytest.raises(RemoteFailure):
+        jobs.state(job_id(CROSSING))
+
+
+@pytest.mark.parametrize("size", [b"-1", b"fffffffffff"])
+def test_an_answer_in_chunks_is_read_no_further_than_may_be(size):
+    start = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + size + b"\r\n"
+    with answered(start, bytes(65_536), 256 << 20) as (jobs, went), pytest.raises(RemoteFailure):
+        jobs.state(job_id(CROSSING))
+    assert went[0] < 64 << 20  # what lies in the system's buffers on the way is not ours to bound
+
+
+def test_an_honest_answer_in_chunks_is_read():
+    start = b'HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nc\r\n{"status": "\r\n9\r\nRUNNING"}\r\n0\r\n\r\n'
+    with answered(start) as (jobs, _):
+        assert jobs.state(job_id(CROSSING)) is JobState.RUNNING
 
 
 def test_a_redirection_is_not_followed_and_the_token_goes_nowhere_else():
