@@ -41,7 +41,7 @@ from fabric.errors import FabricError, InvalidInput, Reason, Refused
 from fabric.inbox import Declared, Inbox
 from fabric.staging import Offer, Staging
 from fabric.statements import SigningKey
-from fabric.tokens import Direction, Pass, check_open, check_use, mint, read_token
+from fabric.tokens import Direction, Pass, check_open, check_use, closed, mint, read_token
 
 _LOG = logging.getLogger("fabric.border")
 _SPARE_CALLS = 16  # beside streams: renewals, pieces, and what is refused at once
@@ -165,6 +165,8 @@ class BorderService:
         self._admit(call, found)
         # 4. The message.
         message = _first(requests)
+        if not self.staging.is_open(offer, now=self.clock()):
+            raise closed()  # while the call was silent
         if call.verb == "DoGet":
             yield from self._fetch(call, found, offer, message)
         else:

@@ -459,6 +459,44 @@ def test_calls_that_never_say_what_they_want_are_ended(border, ticket):
         line.close()
 
 
+def test_a_call_that_waits_until_its_crossing_is_closed_leaves_and_gets_nothing(border, ticket):
+    nothing = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+    said = {"crossing": ticket.crossing, "name": "state.json", "size": 1, "digest": "sha256:" + "0" * 64, "offset": 0}
+    calls = [
+        ("DoAction", ticket.give, act("put", said, b"x")),
+        (
+            "DoAction",
+            ticket.give,
+            act("commit", {"crossing": ticket.crossing, "slot": 0, "files": {"content": [nothing, 0]}}),
+        ),
+        ("DoAction", ticket.fetch, act("renew", {})),
+        ("DoGet", ticket.fetch, get({"crossing": ticket.crossing, "item": "listing", "offset": 0})),
+    ]
+    closed, codes = threading.Event(), []
+
+    def late(message):
+        closed.wait(20)
+        yield message
+
+    with channel(border, ticket) as line:
+        under_way = [
+            line.stream_stream(flight.SERVICE + verb)(
+                late(message), metadata=[("authorization", f"Bearer {token}")], timeout=20
+            )
+            for verb, token, message in calls
+        ]
+        time.sleep(1)  # they are past the check of their tokens, and have said nothing yet
+        border.carrier().close(ticket.crossing)
+        border.inbox.discard(ticket.crossing)
+        closed.set()
+        for one in under_way:
+            with pytest.raises(grpc.RpcError) as caught:
+                list(one)
+            codes.append(caught.value.details().partition(":")[0])
+    assert codes == ["CROSSING_CLOSED"] * 4
+    assert not (border.inbox.folder / ticket.crossing).exists()
+
+
 def test_many_refusals_are_few_records_and_none_is_uncounted(border, ticket):
     before = len(border.refusals())
     with channel(border, ticket) as line:
