@@ -326,9 +326,9 @@ class BorderClient:
         """Call until it succeeds, is refused, or nothing has moved for as long as the patience lasts."""
         pause, last, since = _FIRST_PAUSE_S, moved(), time.monotonic()
         while True:
-            client = self._idle.pop() if self._idle else None
+            client = None
             try:
-                client = client or self._connect()
+                client = self._line()
                 found = call(client)
             except FabricError:
                 raise
@@ -353,6 +353,12 @@ class BorderClient:
                 )
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def _line(self) -> pa.flight.FlightClient:
+        try:
+            return self._idle.pop()
+        except IndexError:  # none, or another thread took the last one
+            return self._connect()
 
     def _connect(self) -> pa.flight.FlightClient:
         return pa.flight.FlightClient(

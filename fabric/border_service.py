@@ -313,7 +313,7 @@ class BorderService:
             open_now = set(self.staging.crossings())
             with self._lock:
                 self._served = {crossing: size for crossing, size in self._served.items() if crossing in open_now}
-            self.inbox.clear(lambda crossing: crossing in open_now)
+            self.inbox.clear(lambda crossing: crossing in open_now, now_s=time.time())
             self.recorder.flush()
         except (FabricError, OSError) as error:
             _LOG.error("not tidied", extra={"fabric": {"error": type(error).__name__}})

@@ -103,7 +103,7 @@ class _BorderTable(Spec):
     streams: Annotated[int, Field(ge=1, le=256)] = 32
     streams_per_crossing: Annotated[int, Field(ge=1, le=256)] = 16
     connections: Annotated[int, Field(ge=1, le=4096)] = 256
-    fetches: Annotated[int, Field(ge=1, le=100_000)] = 256
+    fetches: Annotated[int, Field(ge=1, le=100_000)] = 4_096
     return_mib: Annotated[int, Field(ge=1, le=1_048_576)] = 16_384
     stall_seconds: Annotated[int, Field(ge=5, le=600)] = 60
     memory_mib: Annotated[int, Field(ge=512, le=65_536)] = 2_048
@@ -204,7 +204,7 @@ class BorderTerms:
         port: 0 takes any free one.
         advertise: the host under which other zones reach it; empty if that is `host`.
         streams: calls at once of all crossings; `streams_per_crossing` those of one.
-        fetches: how many times over one crossing may be fetched: by its workers, and again after failures.
+        fetches: how many times over one crossing may be fetched: by its workers or trials, and again after failures.
         return_mib: of what one crossing returned, how much may lie in the inbox.
         stall_seconds: a call that does not move for so long is ended.
         memory_mib: of the service's process; past it the process ends and is started again.
@@ -219,7 +219,7 @@ class BorderTerms:
     streams: int = 32
     streams_per_crossing: int = 16
     connections: int = 256
-    fetches: int = 256
+    fetches: int = 4_096
     return_mib: int = 16_384
     stall_seconds: int = 60
     memory_mib: int = 2_048

@@ -87,7 +87,7 @@ class Deliveries:
         while (folder := self.inbox.deliveries(self.crossing).get(self._next)) is not None:
             sizes = {name: one.size for name, one in self.inbox.declared(folder).items()}
             self.target.mkdir(mode=0o700, exist_ok=True)
-            kept = folder.rename(self.target / folder.name)
+            kept = self.inbox.take(self.crossing, self._next, self.target)
             self._next += 1
             delivery = Delivery(folder=kept, sizes=sizes)
             if ANSWER_FILE not in sizes:

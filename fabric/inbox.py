@@ -2,7 +2,8 @@
 
 A delivery is a few files under names of a closed list, each with the size and digest that were declared of it. Pieces
 come in order and are appended; a file counts once its digest is the declared one; a delivery is visible by one rename.
-Nothing here is parsed, unpacked or believed: it is bytes on a disk, within limits, for quarantine to look at.
+Nothing here is parsed, unpacked or believed: it is bytes on a disk, within limits, for quarantine to look at. A sender
+that did not hear what became of its delivery may send it again, also once it was taken: it is taken once.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ import secrets
 import shutil
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from fabric.artifacts import canonical
+from fabric.artifacts import canonical, digest
 from fabric.errors import InvalidInput, Reason, StatementInvalid
 from fabric.stores import Home
 from fabric.tokens import is_crossing_id
@@ -41,13 +43,17 @@ RETURN_LIMITS: Mapping[str, int] = MappingProxyType(
 
 MAX_FILES = 1_024  # of one delivery
 MAX_SLOT = 999_999
+FORGOTTEN_S = 3_600.0
+"""After so long, what nobody took of a crossing that is over is removed."""
+
 _CHUNK = re.compile(r"chunk-[0-9]{6}\Z")
 _CHUNK_BYTES = 64 * MIB
-_MAX_WAITING = 64  # files under way, and deliveries that nobody took, of one crossing
+_MAX_WAITING = 64  # deliveries that nobody took, of one crossing
 _KEEP_FREE = 256 * MIB  # of the disk
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})\Z")
 _LIST = "delivery.json"
 _PIECES = "pieces"
+_TAKEN = ".taken"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +117,7 @@ class Inbox:
             if here + len(piece) > declared.size:
                 raise _refused(f"more came of {declared.name!r} than was declared", "declare what is sent")
             if here == 0:
-                if len(list(pieces.iterdir())) >= _MAX_WAITING:
+                if len(list(pieces.iterdir())) >= MAX_FILES:
                     raise _refused("too many files of this crossing are under way", "send one after the other")
                 self._make_room(folder, declared.size)
             with open(os.open(path, os.O_CREAT | os.O_APPEND | os.O_WRONLY | os.O_NOFOLLOW, 0o600), "ab") as file:
@@ -133,21 +139,20 @@ class Inbox:
         listed = canonical({name: {"digest": one.digest, "size": one.size} for name, one in files.items()})
         with self._locked(crossing) as folder:
             target = folder / f"{slot:06d}"
-            if target.exists():
-                if (target / _LIST).read_bytes() != listed:
-                    raise _refused("another delivery has that number", "number deliveries one by one")
+            if _came(folder, slot, digest(listed)):
                 return
+            _put_back(folder)
             self._make_room(folder, sum(one.size for one in _again(files)))
             _check_whole(folder / _PIECES, files, digest_of)
             part = folder / f".{slot:06d}.{secrets.token_hex(4)}"
             part.mkdir(mode=0o700)
+            (part / _LIST).write_bytes(listed)  # first: whoever finds this half done knows what is what
             moved: dict[str, Path] = {}
-            for name, one in files.items():
+            for name, one in sorted(files.items()):
                 if one.place in moved:
                     shutil.copyfile(moved[one.place], part / name)
                 else:
                     moved[one.place] = (folder / _PIECES / one.place).rename(part / name)
-            (part / _LIST).write_bytes(listed)
             part.rename(target)
 
     def deliveries(self, crossing: str) -> dict[int, Path]:
@@ -162,6 +167,15 @@ class Inbox:
         told = json.loads((delivery / _LIST).read_bytes())
         return {name: Declared(name=name, **stated) for name, stated in told.items()}
 
+    def take(self, crossing: str, slot: int, target: Path) -> Path:
+        """Move a delivery into the folder `target` and return where it is now. Deliveries are taken in their order."""
+        source = self.folder / crossing / f"{slot:06d}"
+        # The note comes first: whoever asks for the delivery finds it here or taken, at any moment.
+        note = source.parent / f"{_TAKEN}.{secrets.token_hex(4)}"
+        note.write_text(f"{slot} {digest((source / _LIST).read_bytes())}")
+        note.replace(source.parent / _TAKEN)
+        return source.rename(target / source.name)
+
     def discard(self, crossing: str, slot: int | None = None) -> None:
         """Remove a delivery, or all that a crossing returned."""
         if not is_crossing_id(crossing):
@@ -169,10 +183,15 @@ class Inbox:
         folder = self.folder / crossing
         shutil.rmtree(folder if slot is None else folder / f"{slot:06d}", ignore_errors=True)
 
-    def clear(self, keep: Callable[[str], bool]) -> None:
-        """Remove what is not whole of every crossing that is not to be kept."""
+    def clear(self, keep: Callable[[str], bool], *, now_s: float) -> None:
+        """Remove what is not whole of every crossing that is not to be kept, and in time what nobody took of it."""
         for path in self.folder.iterdir():
-            if is_crossing_id(path.name) and not keep(path.name):
+            if not is_crossing_id(path.name) or keep(path.name):
+                continue
+            with suppress(FileNotFoundError):  # its driver discards it
+                if path.stat().st_mtime < now_s - FORGOTTEN_S:
+                    shutil.rmtree(path, ignore_errors=True)
+                    continue
                 for each in path.iterdir():
                     if not each.name.isdigit():
                         shutil.rmtree(each, ignore_errors=True)
@@ -183,7 +202,7 @@ class Inbox:
 
     def _make_room(self, folder: Path, more: int) -> None:
         """Refuse what would fill the disk: too many deliveries, or too many bytes."""
-        if len([path for path in folder.iterdir() if path.name != _PIECES]) >= _MAX_WAITING:
+        if len([path for path in folder.iterdir() if path.name.isdigit()]) >= _MAX_WAITING:
             raise _refused("too many deliveries of this crossing lie here", "wait until they are taken")
         if _declared_bytes(folder) + more > self.most:
             raise _refused(f"more than {self.most} bytes of one crossing would lie here", "return less")
@@ -226,6 +245,35 @@ def _again(files: Mapping[str, Declared]) -> list[Declared]:
     return [one for one in files.values() if one.place in seen or seen.add(one.place)]  # type: ignore[func-returns-value]
 
 
+def _came(folder: Path, slot: int, listed: str) -> bool:
+    """Say whether that delivery, by the digest of its list, is here or was taken; refuse another one of its number."""
+    try:
+        found = digest((folder / f"{slot:06d}" / _LIST).read_bytes())
+    except OSError:
+        try:
+            number, found = (folder / _TAKEN).read_text().split()
+        except OSError:
+            return False
+        if slot > int(number):
+            return False
+        found = found if slot == int(number) else ""
+    if found != listed:
+        raise _refused("another delivery has that number", "number deliveries one by one")
+    return True
+
+
+def _put_back(folder: Path) -> None:
+    """Put what a commit that was cut off had moved back among the pieces, so that it can be committed again."""
+    for part in folder.glob(".[0-9]*"):
+        # In the order in which they were moved: of one content under two names the first is whole.
+        with suppress(OSError, ValueError):
+            for name, stated in sorted(json.loads((part / _LIST).read_bytes()).items()):
+                back = folder / _PIECES / Declared(name=name, **stated).place
+                if not back.exists():
+                    (part / name).rename(back)
+        shutil.rmtree(part, ignore_errors=True)
+
+
 def _check_whole(pieces: Path, files: Mapping[str, Declared], digest_of: Callable[[Path], str]) -> None:
     checked: set[str] = set()
     for name, one in files.items():
@@ -246,9 +294,11 @@ def _check_whole(pieces: Path, files: Mapping[str, Declared], digest_of: Callabl
 
 def _declared_bytes(folder: Path) -> int:
     total = 0
-    for path in folder.rglob("*"):
-        if path.is_file():
-            total += int(path.suffix[1:]) if path.parent.name == _PIECES else path.stat().st_size
+    for place, _, names in os.walk(folder):  # which passes over what is taken meanwhile
+        if Path(place).name == _PIECES:
+            total += sum(int(name.rpartition(".")[2]) for name in names)
+        else:
+            total += sum(_size(Path(place) / name) for name in names)
     return total
 
 

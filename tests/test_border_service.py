@@ -18,7 +18,7 @@ import psutil
 import pyarrow
 import pyarrow.flight
 import pytest
-from border_lab import BIN, Lab, lab
+from border_lab import BIN, FABRIC, Lab, lab
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,11 +26,13 @@ from fabric.border_client import BorderClient, BorderTicket, Papers
 from fabric.border_process import standing
 from fabric.border_refusals import Meter
 from fabric.certificates import expires_at
-from fabric.config import BorderTerms
+from fabric.config import BorderTerms, load_config
 from fabric.crossing import Cargo, admit
 from fabric.errors import FabricError, Reason
+from fabric.inbox import MAX_FILES
 from fabric.matrix import SealedMatrix
 from fabric.recording import now
+from fabric.specs import MAX_TRIALS
 from fabric.staging import Staging
 from fabric.tokens import read_token
 
@@ -234,6 +236,34 @@ def test_what_is_returned_lies_in_the_inbox_as_it_was_sent(made, tmp_path):
     assert made.inbox.declared(folder)["state.json"].size == 2
     made.inbox.discard(ticket.crossing, 3)
     assert made.inbox.deliveries(ticket.crossing) == {}
+
+
+def test_a_delivery_of_as_many_files_as_may_be_comes_back(made):
+    ticket = made.export()
+    sent = {f"chunk-{index:06d}": b"%d" % index for index in range(MAX_FILES)}
+    ticket.deliver(0, sent)
+    (folder,) = made.inbox.deliveries(ticket.crossing).values()
+    assert {name: (folder / name).read_bytes() for name in sent} == sent
+
+
+def test_the_largest_sweep_is_fetched_by_each_of_its_trials_and_again_by_those_that_failed_once(tmp_path):
+    (tmp_path / "fabric.toml").write_text(FABRIC)
+    assert load_config(tmp_path / "fabric.toml").border == BorderTerms()
+    assert BorderTerms().fetches >= 2 * MAX_TRIALS
+
+
+class TakenFirst(list):
+    """Idle connections, the last of which another thread takes between a look and a grasp."""
+
+    def __bool__(self):
+        return True
+
+
+def test_a_connection_that_another_thread_took_first_is_made_anew(made):
+    ticket = made.export()
+    client = BorderClient(ticket.papers, ticket.fetch, ticket.crossing, streams=1)
+    client._idle = TakenFirst()
+    assert admitted(made, client.parcel([0, 1, 2])).table.num_rows == 40
 
 
 def test_a_link_that_breaks_again_and_again_costs_no_byte_twice(made):

@@ -17,7 +17,7 @@ import fabric.outside_jobs as outside_jobs
 from fabric.artifacts import digest
 from fabric.deliveries import Answer, Deliveries, only_answer, read_outcomes, read_report
 from fabric.errors import ClusterUnavailable, InvalidInput, Reason, RemoteFailure
-from fabric.inbox import Declared, Inbox
+from fabric.inbox import FORGOTTEN_S, Declared, Inbox
 from fabric.learning import CHECKPOINT_FILES
 from fabric.outside_jobs import JobState, OutsideJobs, job_id
 from fabric.results import decode
@@ -279,6 +279,110 @@ def test_deliveries_are_taken_in_order_and_none_before_its_turn(inbox, tmp_path)
     returned(inbox, 0, {"progress.json": b"0"})
     assert [each.read("progress.json") for each in deliveries.take()] == [b"0", b"1"]
     assert list(deliveries.take()) == []
+
+
+def test_a_delivery_that_was_taken_before_its_sender_heard_of_it_is_not_refused_when_it_is_sent_again(inbox, tmp_path):
+    files = {"progress.json": b"0", "model.safetensors": b"weights"}
+    declared = {name: Declared(name=name, size=len(each), digest=digest(each)) for name, each in files.items()}
+    returned(inbox, 0, files)
+    deliveries = Deliveries(inbox, CROSSING, tmp_path / "outbox")
+    assert len(list(deliveries.take())) == 1
+    # The answer to the commit was lost with the link, so the sender says it again.
+    inbox.commit(CROSSING, 0, declared, lambda path: digest(path.read_bytes()))
+    assert list(deliveries.take()) == []
+    assert inbox.deliveries(CROSSING) == {}
+    returned(inbox, 1, {"progress.json": b"1"})
+    assert [each.read("progress.json") for each in deliveries.take()] == [b"1"]
+
+
+def test_another_delivery_under_a_number_that_was_taken_is_refused(inbox, tmp_path):
+    for slot in range(2):
+        returned(inbox, slot, {"progress.json": b"%d" % slot})
+    assert len(taken(inbox, tmp_path)) == 2
+    for slot in range(2):
+        with pytest.raises(InvalidInput) as caught:
+            returned(inbox, slot, {"progress.json": b"other"})
+        assert caught.value.reason is Reason.RESULT_REFUSED
+    assert inbox.deliveries(CROSSING) == {}
+
+
+KILLED = """
+import os, shutil, sys
+from pathlib import Path
+from fabric.artifacts import digest
+from fabric.inbox import FORGOTTEN_S, Declared, Inbox
+
+inbox, left = Inbox(Path(sys.argv[1]), 1 << 30), int(sys.argv[2])
+
+def dies(does):
+    def does_or_dies(*given, **named):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return does(*given, **named)
+    return does_or_dies
+
+files = {"model.safetensors": b"weights", "chunk-000000": b"twice", "chunk-000001": b"twice", "state.json": b""}
+declared = {name: Declared(name=name, size=len(each), digest=digest(each)) for name, each in files.items()}
+for name, content in files.items():
+    if content and not inbox.landed(sys.argv[3], declared[name]):
+        inbox.put(sys.argv[3], declared[name], 0, memoryview(content))
+Path.rename, Path.write_bytes, Path.mkdir = dies(Path.rename), dies(Path.write_bytes), dies(Path.mkdir)
+shutil.copyfile = dies(shutil.copyfile)
+inbox.commit(sys.argv[3], 0, declared, lambda path: digest(path.read_bytes()))
+"""
+
+
+def test_a_delivery_that_a_kill_cut_into_at_any_step_is_whole_once_its_sender_commits_it_again(inbox, tmp_path):
+    files = {"model.safetensors": b"weights", "chunk-000000": b"twice", "chunk-000001": b"twice", "state.json": b""}
+    declared = {name: Declared(name=name, size=len(each), digest=digest(each)) for name, each in files.items()}
+    cut = 0
+    while True:
+        words = [sys.executable, "-c", KILLED, str(inbox.folder), str(cut), CROSSING]
+        status = subprocess.run(words, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}).returncode
+        inbox.commit(CROSSING, 0, declared, lambda path: digest(path.read_bytes()))
+        (folder,) = inbox.deliveries(CROSSING).values()
+        assert {name: (folder / name).read_bytes() for name in files} == files
+        inbox.discard(CROSSING)
+        if status == 0:
+            break
+        assert status == 9
+        cut += 1
+    assert cut > 5
+
+
+def test_what_nobody_took_of_a_crossing_that_is_over_goes_in_time(inbox):
+    returned(inbox, 0, {"progress.json": b"0"})
+    inbox.put(CROSSING, Declared(name="state.json", size=2, digest=digest(b"{}")), 0, memoryview(b"{"))
+    moment = time.time()
+    inbox.clear(lambda crossing: True, now_s=moment + 10**6)
+    assert inbox.size_bytes(CROSSING) > 2
+    inbox.clear(lambda crossing: False, now_s=moment)
+    assert list(inbox.deliveries(CROSSING)) == [0]  # whoever waits for it may be about to take it
+    inbox.clear(lambda crossing: False, now_s=moment + FORGOTTEN_S + 60)
+    assert list(inbox.folder.iterdir()) == []
+
+
+def test_what_is_taken_while_the_inbox_is_measured_is_no_error(inbox, tmp_path):
+    done = threading.Event()
+
+    def take():
+        deliveries = Deliveries(inbox, CROSSING, tmp_path / "outbox")
+        while not done.is_set():
+            for each in deliveries.take():
+                shutil.rmtree(each.folder)
+
+    taker = threading.Thread(target=take)
+    taker.start()
+    try:
+        for slot in range(400):
+            returned(inbox, slot, {"progress.json": b"%d" % slot, "chunk-000000": b"x"})
+            for _ in range(20):
+                assert inbox.size_bytes(CROSSING) >= 0
+    finally:
+        done.set()
+        taker.join()
 
 
 def test_a_sweep_that_holds_more_than_its_spec_does_not_cross():
