@@ -113,6 +113,8 @@ def read_report(delivery: Delivery, spec: TrainingSpec, *, after: int) -> Report
         told = read_json(delivery.read(PROGRESS_FILE))
         epoch = Epoch(epoch=told["epoch"], training=_number(told["training"]), validation=_number(told["validation"]))
         files = {name: told["files"][name] for name in CHECKPOINT_FILES}
+        if set(delivery.sizes) != {PROGRESS_FILE, *CHECKPOINT_FILES}:
+            raise ValueError("more than a checkpoint")  # it would only fill the disk
         whole = type(epoch.epoch) is int and after < epoch.epoch <= spec.epochs
         if not whole or not all(isinstance(one, str) and len(one) < 80 for one in files.values()):
             raise ValueError("no report")

@@ -22,7 +22,7 @@ from fabric.border_carrier import BorderCarrier
 from fabric.border_client import BorderTicket
 from fabric.crossing import Carrier, Crossing
 from fabric.deliveries import Answer, Deliveries, only_answer, read_outcomes, read_report
-from fabric.errors import Reason, RemoteFailure
+from fabric.errors import FabricError, Reason, RemoteFailure
 from fabric.outside_jobs import OutsideJobs, job_id
 from fabric.placement import Placement
 from fabric.reports import Progress, Report
@@ -87,6 +87,7 @@ class Federated:
             for delivery in answers:
                 if isinstance(delivery, Answer):
                     self._raise_failure(delivery, "the training")
+                    shutil.rmtree(delivery.folder)
                     break
                 with self.session.border.refusals("return", self.zone, self.session.job):
                     report = read_report(delivery, spec, after=reports[-1].epoch.epoch if reports else 0)
@@ -96,8 +97,10 @@ class Federated:
                     shutil.rmtree(old.folder, ignore_errors=True)
                 if flag.exists() and report.epoch.epoch < spec.epochs:
                     raise Left
-        if not reports:
-            raise RemoteFailure(Reason.REMOTE_FAILED, "the training returned no checkpoint", "run it again")
+        if not reports or reports[-1].epoch.epoch != spec.epochs:
+            raise RemoteFailure(
+                Reason.REMOTE_FAILED, "the training ended without the checkpoint of its last epoch", "run it again"
+            )
         return Path(reports[-1].folder)
 
     def search(
@@ -143,13 +146,15 @@ class Federated:
         try:
             self._submit(job, variables)
             yield self._deliveries(job, Deliveries(self.border.inbox, crossing.id, folder))
+        except FabricError as error:
+            if not isinstance(error, RemoteFailure):  # of which something may go on from a checkpoint
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
         finally:
             self.border.close(crossing.id)
             body = {"crossing": crossing.id, "job": self.session.job, "to_zone": self.zone.name, "what": "closed"}
             self.session.ledger.observe("crossing", body)
-            with suppress(RemoteFailure):
-                if not self.jobs.state(job).over:
-                    self.jobs.stop(job)
+            self._stop(job)
             self.border.inbox.discard(crossing.id)
 
     def _submit(self, job: str, variables: Mapping[str, str]) -> None:
@@ -166,6 +171,16 @@ class Federated:
                 if time.monotonic() - since_s > self.lost_s:
                     raise
             time.sleep(ASK_STATE_EVERY_S)
+
+    def _stop(self, job: str) -> None:
+        """Ask for a job to be stopped unless it is known to be over: what goes on unheard costs as much."""
+        with suppress(RemoteFailure):
+            try:
+                over = self.jobs.state(job).over
+            except RemoteFailure:
+                over = False
+            if not over:
+                self.jobs.stop(job)
 
     def _deliveries(self, job: str, deliveries: Deliveries) -> Iterator[Any]:
         """Yield what the job returns as it comes, up to its answer.

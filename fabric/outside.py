@@ -23,7 +23,7 @@ import ray
 from fabric.attempts import ANSWER_FILE, CONTENT_FILE, PROGRESS_FILE, Room, followed
 from fabric.border_client import BorderTicket, Held
 from fabric.config import PAPERS_FILE, Environment
-from fabric.errors import FabricError, InvalidInput, Reason
+from fabric.errors import ClusterUnavailable, FabricError, InvalidInput, Reason
 from fabric.results import encode_error
 from fabric.specs import SweepSpec
 
@@ -161,9 +161,9 @@ _WORKS = {"training": _train, "sweep": _sweep, "burst": _burst}
 
 
 def _until_refused(send: Callable[[str], None]) -> Callable[[str], None]:
-    """Return a follower that goes quiet once the border will take no more, and passes over a checkpoint that is gone.
+    """Return a follower that goes quiet once the border will take no more, and passes over what it cannot return.
 
-    Ray keeps the last two: while the link is away longer, older ones go, and the newest are what counts.
+    Ray keeps the last two checkpoints: while the link is away longer, older ones go, and the newest are what counts.
     """
     refused = False
 
@@ -173,7 +173,7 @@ def _until_refused(send: Callable[[str], None]) -> Callable[[str], None]:
             return
         try:
             send(line)
-        except FileNotFoundError:
+        except (FileNotFoundError, ClusterUnavailable):
             return
         except FabricError:
             refused = True

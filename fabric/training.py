@@ -97,7 +97,12 @@ def train(
         reports: list[Report] = []
         try:
             with recorded_job(session, errand, placement, crossing, "training", spec_digest) as provenance:
-                folder = site.fit(crossing, spec, placement, progress=progress, leave=moves.leave, reports=reports)
+                try:
+                    folder = site.fit(crossing, spec, placement, progress=progress, leave=moves.leave, reports=reports)
+                except RemoteFailure:
+                    if not reports or reports[-1].epoch.epoch < spec.epochs:
+                        raise
+                    folder = Path(reports[-1].folder)  # all was done before it failed
                 return admit_model(session, folder, provenance=provenance, zone=zone, **checked)
         except Left:
             left = True
