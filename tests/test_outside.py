@@ -25,6 +25,7 @@ from fabric.specs import SearchSpace, SweepSpec, TrainingSpec, sweep_form
 from fabric.stores import Home
 
 CROSSING = "c" * 32
+CHECKPOINT = dict.fromkeys(CHECKPOINT_FILES, b"x")
 
 
 @contextmanager
@@ -212,7 +213,7 @@ def report(**changes):
      report().replace(b"0.5", b"NaN", 1), report().replace(b"0.5", b"1e999", 1)],
 )  # fmt: skip
 def test_a_report_that_is_none_is_refused(inbox, tmp_path, content):
-    returned(inbox, 0, {"progress.json": content})
+    returned(inbox, 0, {**CHECKPOINT, "progress.json": content})
     (delivery,) = taken(inbox, tmp_path)
     with pytest.raises(InvalidInput) as caught:
         read_report(delivery, TrainingSpec(epochs=4), after=1)
@@ -220,7 +221,7 @@ def test_a_report_that_is_none_is_refused(inbox, tmp_path, content):
 
 
 def test_a_report_is_read_and_names_the_folder_in_the_outbox(inbox, tmp_path):
-    returned(inbox, 0, {"progress.json": report()})
+    returned(inbox, 0, {**CHECKPOINT, "progress.json": report()})
     (delivery,) = taken(inbox, tmp_path)
     found = read_report(delivery, TrainingSpec(epochs=4), after=1)
     assert (found.epoch.epoch, found.folder) == (2, str(tmp_path / "outbox" / "000000"))
