@@ -23,7 +23,7 @@ from fabric.job_store import JobStore, Row
 from fabric.reaching import answers
 from fabric.session import Session
 from fabric.submission import static_pool
-from fabric.zones import Topology, Zone, ZoneKind
+from fabric.zones import Zone, ZoneKind
 
 PROBE_EVERY_S = 10.0
 NODES_COME_S = 900.0
@@ -60,7 +60,7 @@ class Capacity:
             if row.state.holds:
                 held[row.zone] = held.get(row.zone, 0) + row.workers
         for zone in self.session.config.zones.values():
-            if is_elsewhere(self.session.config, zone):
+            if self.session.config.is_elsewhere(zone):
                 pool = self._elsewhere(zone, now_s)
             else:
                 pool = self._here(zone, nodes, free, held.get(zone.name, 0), now_s)
@@ -176,15 +176,10 @@ def bundles(config: Config, rows: Iterable[Row]) -> list[tuple[dict[str, float],
     found = []
     for row in sorted(rows, key=lambda row: row.id):
         zone = config.zones.get(row.zone)
-        if row.state.holds and zone is not None and not is_elsewhere(config, zone):
+        if row.state.holds and zone is not None and not config.is_elsewhere(zone):
             each = {_unit(zone): 1.0, **({"GPU": 1.0} if zone.gpus else {})}
             found += [(each, zone.node_label)] * row.workers
     return found
-
-
-def is_elsewhere(config: Config, zone: Zone) -> bool:
-    """Say whether a zone is another Ray cluster than the private one."""
-    return config.topology is Topology.FEDERATED and zone.kind is not ZoneKind.PRIVATE
 
 
 def unanswered(error: Exception) -> FabricError:

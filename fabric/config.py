@@ -280,6 +280,10 @@ class Config:
         """Return the one private zone."""
         return next(zone for zone in self.zones.values() if zone.kind is ZoneKind.PRIVATE)
 
+    def is_elsewhere(self, zone: Zone) -> bool:
+        """Say whether a zone is another Ray cluster than the private one."""
+        return self.topology is Topology.FEDERATED and zone.kind is not ZoneKind.PRIVATE
+
     def risk_limit(self, classification: Classification, purpose: str) -> RiskLimit | None:
         """Return the limit for such records; one that names the purpose goes before one that does not."""
         fitting = [each for each in self.risk if each.classification is classification]

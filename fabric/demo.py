@@ -14,9 +14,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -48,6 +51,7 @@ def run_demo(*, rows: int, environment: Environment) -> None:
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="fabric-demo-"))
     try:
+        heed = _interrupts()
         write_starter(folder)
         config = load_config(folder / FILE_NAME)
         _say(console, 1, "Start a two-zone Ray cluster on this machine")
@@ -56,7 +60,9 @@ def run_demo(*, rows: int, environment: Environment) -> None:
         write_people(folder / "people.csv", rows=rows, seed=7)
         with connect(folder) as session:
             matrix = _sanitize(console, session)
+            heed()
             _train(console, session, matrix)
+            heed()
             _leak(console, session, matrix, folder / "people.csv")
             kept = _keep(session, environment)
     finally:
@@ -66,6 +72,23 @@ def run_demo(*, rows: int, environment: Environment) -> None:
     _verify(console, *kept)
     console.print(f"\nDone in {time.monotonic() - started:.0f} s; nothing is left running.")
     _next_steps(console, kept[0])
+
+
+def _interrupts() -> Callable[[], None]:
+    """Return what raises the interrupt that was lost where it came: in a callback, or in an import that is tried."""
+    came = False
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal came
+        came = True
+        signal.default_int_handler(number, frame)
+
+    def heed() -> None:
+        if came:
+            raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, handle)
+    return heed
 
 
 def _sanitize(console: Console, session: Fabric) -> Matrix:

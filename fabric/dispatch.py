@@ -113,6 +113,7 @@ class Dispatcher:
         pools: what is seen of every pool now.
         preparing: how many jobs' records are sanitized at once.
         orphaned_s: the age from which on a reservation without an attempt is a dead dispatcher's.
+        abandon: ends what a dead driver, given by its id, left running elsewhere; again does nothing more.
     """
 
     store: JobStore
@@ -125,6 +126,7 @@ class Dispatcher:
     clock: Callable[[], float]
     preparing: int = 1
     orphaned_s: float = 60.0
+    abandon: Callable[[str], object] = lambda driver: None
     _decision: Decision | None = None
     _swept: float | None = None
     _told: dict[str, _Told] = field(default_factory=dict)
@@ -222,6 +224,7 @@ class Dispatcher:
             "zone": row.zone,
             "code": Reason.DRIVER_LOST.value,
         }
+        self.abandon(row.driver or submission_of(row))
         receipt = self.ledger.intend("dispatch", body)
         lost = self.store.lose(row.id, row.attempt, now, code=Reason.DRIVER_LOST.value, tries=DRIVER_TRIES)
         self.ledger.conclude(receipt, "done" if lost else "failed", {})
@@ -230,7 +233,9 @@ class Dispatcher:
     def _stop(self, row: Row, life: Life, now: float) -> None:
         if life is Life.ALIVE:
             self.launcher.stop(row.driver or submission_of(row))
-        elif self.store.stopped(row.id, row.attempt, now):
+            return
+        self.abandon(row.driver or submission_of(row))  # one that is stopped may have had no time for it
+        if self.store.stopped(row.id, row.attempt, now):
             self._happen("cancelled", row, row.zone)
 
     def _launch(self, row: Row) -> None:

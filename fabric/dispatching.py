@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import ray
@@ -33,6 +34,7 @@ from fabric.launching import Drive, Life
 from fabric.local_cluster import running
 from fabric.placement import PRIVATE_PINCH
 from fabric.queueing import Dispatch
+from fabric.reaching import abandon
 from fabric.recording import new_id, now, open_budgets
 from fabric.reserving import Books
 from fabric.session import Session
@@ -153,6 +155,7 @@ def make(session: Session, store: JobStore, url: str) -> Dispatcher:
         judge=Judgement(session),
         pools=Capacity(session=session, store=store, book=book).pools,
         clock=lambda: now().timestamp(),
+        abandon=partial(abandon, session),
     )
 
 

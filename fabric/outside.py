@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections.abc import Callable, Mapping
@@ -163,6 +164,7 @@ _WORKS = {"training": _train, "sweep": _sweep, "burst": _burst}
 def _until_refused(send: Callable[[str], None]) -> Callable[[str], None]:
     """Return a follower that goes quiet once the border will take no more, and passes over what it cannot return.
 
+    Once the crossing is closed nobody waits for the work: the program is ended.
     Ray keeps the last two checkpoints: while the link is away longer, older ones go, and the newest are what counts.
     """
     refused = False
@@ -175,8 +177,10 @@ def _until_refused(send: Callable[[str], None]) -> Callable[[str], None]:
             send(line)
         except (FileNotFoundError, ClusterUnavailable):
             return
-        except FabricError:
+        except FabricError as error:
             refused = True
+            if error.reason is Reason.CROSSING_CLOSED:
+                os.kill(os.getpid(), signal.SIGTERM)
 
     return tell
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from fabric.border_carrier import BorderCarrier
 from fabric.errors import ClusterUnavailable, FabricError, Reason
 from fabric.federated import Federated
 from fabric.local_cluster import running
-from fabric.outside_jobs import JobState, OutsideJobs
+from fabric.outside_jobs import JobState, OutsideJobs, job_id
 from fabric.session import Session
 from fabric.sites import Site, Stretched
-from fabric.zones import Topology, Zone, ZoneKind
+from fabric.staging import Staging
+from fabric.zones import Zone
 
 
 def site_of(session: Session, zone: Zone) -> Site:
@@ -21,7 +23,7 @@ def site_of(session: Session, zone: Zone) -> Site:
         ClusterUnavailable: `FABRIC_DOWN`: the zone's own cluster, or the border before it, is not up.
     """
     config = session.config
-    if config.topology is Topology.STRETCHED or zone.kind is ZoneKind.PRIVATE:
+    if not config.is_elsewhere(zone):
         return Stretched(session)
     jobs, address = _found(session, zone)
     return Federated(
@@ -41,6 +43,36 @@ def answers(session: Session, zone: Zone) -> bool:
         return _found(session, zone)[0].state("is-it-there") is JobState.ABSENT
     except FabricError:
         return False
+
+
+def abandon(session: Session, driver: str) -> list[str]:
+    """End what a dead driver left running in other zones' clusters, and return its crossings that were still open.
+
+    Each is closed, so that its tokens open nothing, and its job is stopped if that cluster answers; if it does not, the
+    job ends itself when the border next refuses it. Asked again, it does nothing more.
+
+    Raises:
+        FabricError: `EVIDENCE_UNWRITABLE`.
+    """
+    zones, left = session.config.zones, dict[str, str]()
+    for entry in session.ledger.entries():
+        record = entry.record
+        if record["action"] == "crossing" and record["body"].get("job") == driver:
+            if record["phase"] == "intent":
+                left[record["body"]["crossing"]] = record["body"]["to_zone"]
+            elif record["phase"] == "observation":
+                left.pop(record["body"]["crossing"], None)
+    there = {crossing: zones[name] for crossing, name in left.items() if name in zones}
+    shut = [crossing for crossing, zone in there.items() if session.config.is_elsewhere(zone)]
+    staging = Staging.of(session.home, session.ledger.keys)
+    for crossing in shut:
+        zone = there[crossing]
+        staging.close(crossing)
+        with suppress(FabricError):
+            _found(session, zone)[0].stop(job_id(crossing))
+        body = {"crossing": crossing, "job": driver, "to_zone": zone.name, "what": "closed"}
+        session.ledger.observe("crossing", body)
+    return shut
 
 
 def _found(session: Session, zone: Zone) -> tuple[OutsideJobs, str]:

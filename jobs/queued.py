@@ -21,6 +21,8 @@ from jobs import sweep, train
 from jobs.running import attend
 from sanitize.recipe import parse_recipe
 
+_PASSING = (Reason.EVIDENCE_UNWRITABLE, Reason.EVIDENCE_UNWITNESSED, Reason.CLOCK_SET_BACK)
+
 
 def main(arguments: list[str]) -> int:
     """Do one step of one job and return the exit status."""
@@ -52,9 +54,9 @@ def _prepare(session: Fabric, store: JobStore, row: Row) -> None:
         matrix = session.sanitize(
             session.records(body["records"]), recipe, hold_back=body["hold_back"], seed=body["seed"]
         )
-    except ClusterUnavailable:
-        raise  # nothing is wrong with the job: it is tried again
     except FabricError as error:
+        if isinstance(error, ClusterUnavailable) or error.reason in _PASSING:
+            raise  # nothing is wrong with the job: it is tried again
         store.withdraw(row.id, State.REFUSED, error.reason.value, now().timestamp())
         raise
     store.prepared(row.id, matrix_name(matrix.sealed))

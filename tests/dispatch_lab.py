@@ -113,6 +113,7 @@ class Lab:
     orphaned_s: float = 60.0
     health: dict[str, Health] = field(default_factory=dict)
     drivers: Drivers = field(default_factory=Drivers)
+    abandoned: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.store = JobStore(SQLiteDatabase(self.folder / DATABASE_NAME, SCHEMA))
@@ -152,6 +153,7 @@ class Lab:
             pools=self.pools,
             clock=self.now,
             orphaned_s=self.orphaned_s,
+            abandon=self.abandoned.append,
         )
 
     def pools(self, now_s: float) -> Iterable[Pool]:

@@ -84,6 +84,22 @@ def test_a_job_that_may_not_leave_waits_and_says_why_with_numbers(lab):
     assert lab.balance() == (0, 0)
 
 
+def test_what_a_driver_that_died_or_was_stopped_left_elsewhere_is_ended_before_another_begins(lab):
+    dispatcher = lab.dispatcher()
+    lab.submit("dies")
+    lab.submit("cancelled")
+    dispatcher.turn()
+    for name in ("dies", "cancelled"):
+        lab.claim(name)
+    lab.drivers.known["fabric-dies-1"] = Life.GONE
+    lab.store.cancel("cancelled", lab.now())
+    dispatcher.turn()
+    assert lab.abandoned == ["fabric-dies-1"]  # the other is still alive: it is asked to stop
+    dispatcher.turn()
+    assert lab.abandoned == ["fabric-dies-1", "fabric-cancelled-1"]
+    assert lab.states() == {"dies": "starting", "cancelled": "cancelled"}
+
+
 def test_the_reason_of_a_job_that_waits_on_follows_what_has_changed(lab):
     dispatcher = lab.dispatcher()
     lab.submit("a")

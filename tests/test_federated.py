@@ -1,6 +1,8 @@
 """A hostile or unlucky cluster of another zone, from its jobs API to its deliveries, against a zone's real site."""
 
 import json
+import subprocess
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,12 +15,14 @@ from fabric.artifacts import digest
 from fabric.border_client import BorderTicket
 from fabric.config import Environment
 from fabric.crossing import Cargo
-from fabric.errors import ClusterUnavailable, FabricError, InvalidInput, Reason, RemoteFailure
+from fabric.errors import ClusterUnavailable, FabricError, InvalidInput, Reason, Refused, RemoteFailure
 from fabric.federated import Federated
 from fabric.learning import CHECKPOINT_FILES, Arrays, Layout, Trainer
 from fabric.matrix import columns_of, open_table
 from fabric.outside import _until_refused
+from fabric.outside_jobs import job_id
 from fabric.placement import Placement
+from fabric.reaching import abandon
 from fabric.session import Session
 from fabric.specs import ModelSpec, SearchSpace, SweepSpec, TrainingSpec
 from fabric.training import train
@@ -162,6 +166,54 @@ def test_a_checkpoint_that_did_not_get_through_a_link_that_was_down_does_not_sil
     for line in ("1", "2", "3", "refused", "4"):
         tell(line)
     assert sent == ["2", "3"]
+
+
+def test_a_program_whose_crossing_is_closed_is_ended_and_one_that_is_refused_goes_on():
+    program = """
+import sys, time
+from fabric.errors import Reason, Refused
+from fabric.outside import _until_refused
+from fabric.outside_jobs import job_id
+
+def send(line):
+    raise Refused(Reason(line), "no", "")
+
+try:
+    _until_refused(send)(sys.argv[1])
+    time.sleep(0.1)
+    print("goes on")
+finally:
+    print("cleaned up")
+"""
+    prelude = "import signal, sys\nsignal.signal(signal.SIGTERM, lambda *_: sys.exit(15))\n"  # as Ray's drivers have it
+    ended = {
+        reason: subprocess.run([sys.executable, "-c", prelude + program, reason], capture_output=True, text=True)
+        for reason in ("CROSSING_CLOSED", "RESULT_REFUSED")
+    }
+    assert (ended["CROSSING_CLOSED"].returncode, ended["CROSSING_CLOSED"].stdout) == (15, "cleaned up\n")
+    assert ended["RESULT_REFUSED"].stdout == "goes on\ncleaned up\n"
+
+
+def test_what_a_dead_driver_left_in_another_cluster_is_closed_and_stopped_once(made):
+    made.config.write_text(made.config.read_text().replace("[fabric]", '[fabric]\ntopology = "federated"'))
+    crossing = made.border.export(Cargo(matrix=made.matrix()), ERRAND, made.carrier())
+    other = made.border.export(Cargo(matrix=made.matrix()), replace(ERRAND, job="job-2"), made.carrier())
+    with served(lambda handler: says(b"{}")(handler)) as (jobs, asked):
+        (made.folder / "token").write_text("of-that-cluster")
+        made.config.write_text(
+            f'{made.config.read_text()}\n[outside.public]\njobs = "{jobs.url}"\ntoken_file = "token"\n'
+        )
+        session = Session.open(Environment.read({"FABRIC_PERSON": "someone"}), config_path=made.folder)
+        try:
+            assert abandon(session, "job-1") == [crossing.id]
+            assert abandon(session, "job-1") == []
+        finally:
+            session.ledger.close()
+    assert [path for verb, path, *_ in asked if verb == "POST"] == [f"/api/jobs/{job_id(crossing.id)}/stop"]
+    assert made.staging.crossings() == [other.id]
+    with pytest.raises(Refused) as caught:
+        crossing.ticket.deliver(0, answer("json"))
+    assert caught.value.reason is Reason.CROSSING_CLOSED
 
 
 def test_a_training_whose_job_dies_after_its_last_checkpoint_has_its_model(made, tmp_path):
