@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from fabric.admission_words import DOMAIN, Check
+from fabric.admission_words import DOMAIN, Check, quoted_list
 from fabric.errors import Reason
+from fabric.flows import ports, ray_start_params
 
 _DIGEST = "@sha256:[0-9a-f]{64}$"
 
@@ -48,17 +49,69 @@ def _group(name: str, head: str, worker: str, says: str, reason: Reason = Reason
 
 
 _HEAD = "object.spec.headGroupSpec"
+_TEMPLATE = "{g}.template.metadata.labels"
 _ZONED = (
     'has({g}.labels) && has({g}.resources) && "zone" in {g}.labels && (\'zone_\' + {g}.labels["zone"]) in {g}.resources'
     " && {g}.resources.all(r, !r.startsWith('zone_') || r == 'zone_' + {g}.labels[\"zone\"])"
 )
+# Ray believes the group's label; where the pod lands and what it may reach, its template's decide.
+_PLACED = (
+    f"has({{g}}.template.metadata) && has({_TEMPLATE}) && '{DOMAIN}/zone' in {_TEMPLATE} && "
+    f"'{DOMAIN}/kind' in {_TEMPLATE} && has({{g}}.template.spec.nodeSelector) && "
+    f"'{DOMAIN}/zone' in {{g}}.template.spec.nodeSelector && "
+    f"{_TEMPLATE}['{DOMAIN}/zone'] == {{g}}.labels[\"zone\"] && "
+    f"{{g}}.template.spec.nodeSelector['{DOMAIN}/zone'] == {{g}}.labels[\"zone\"] && "
+    f"variables.zones.exists(z, z.name == {{g}}.labels[\"zone\"] && z.kind == {_TEMPLATE}['{DOMAIN}/kind'])"
+)
 _PLAIN = (
     "!has({g}.template.spec.initContainers) && {g}.template.spec.containers.size() == 1 && "
-    "{g}.template.spec.containers.all(c, !has(c.command) && !has(c.args) && !has(c.lifecycle))"
+    "{g}.template.spec.containers.all(c, !has(c.command) && !has(c.args) && !has(c.lifecycle) && "
+    "c.all(k, !(k in ['livenessProbe', 'readinessProbe', 'startupProbe']) || !has(c[k].exec)))"
 )
 _IMAGE = "{g}.template.spec.containers.all(c, has(c.image) && c.image == variables.image)"
-_STARTED = "!has({g}.rayStartParams) || !{g}.rayStartParams.exists(k, k in [{words}])"
-_WORDS = '"num-cpus", "num-gpus", "memory", "resources", "labels", "head", "address", "redis-password"'
+# Its values become words of a shell's command line.
+_STARTED = (
+    "!has({g}.rayStartParams) || {g}.rayStartParams.all(k, "
+    "k in {words} && {g}.rayStartParams[k].matches('^[0-9a-z.]*$'))"
+)
+_WORDS = quoted_list(sorted({"dashboard-host", "include-log-monitor", *ray_start_params(ports(), head=True)}))
+_ENVIRONMENT = (
+    "{g}.template.spec.containers.all(c, !has(c.envFrom) && (!has(c.env) || c.env.all(e, e.name in {names} && "
+    "(!has(e.valueFrom) || (e.name == 'FABRIC_TRUSTED_KEYS' && has(e.valueFrom.configMapKeyRef))) && "
+    "(e.name != 'FABRIC_ZONE' || e.value == {g}.labels[\"zone\"]) && (e.name != 'HOME' || e.value == '/tmp') && "
+    "(e.name != 'RAY_RUNTIME_ENV_HOOK' || e.value == 'fabric.guard.on_init'))))"
+)
+_VARIABLES = quoted_list([
+    "FABRIC_CONFIG", "FABRIC_ELASTIC", "FABRIC_GUARD", "FABRIC_TRUSTED_KEYS", "FABRIC_ZONE", "FABRIC_ZONE_KIND", "HOME",
+    "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_RUNTIME_ENV_HOOK", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
+    "RAY_TRAIN_V2_ENABLED", "RAY_USAGE_STATS_ENABLED",
+])  # fmt: skip
+_VOLUMES = (
+    "!has({g}.template.spec.volumes) || {g}.template.spec.volumes.all(v, has(v.emptyDir) || ({more}) || "
+    "(variables.zones.exists(z, z.name == {g}.labels[\"zone\"] && z.kind == 'private') && "
+    "((has(v.configMap) && v.configMap.name == 'fabric-config') || (has(v.persistentVolumeClaim) && "
+    "(v.persistentVolumeClaim.claimName == 'fabric-state' || (v.persistentVolumeClaim.claimName == 'fabric-records' "
+    "&& has(v.persistentVolumeClaim.readOnly) && v.persistentVolumeClaim.readOnly))))))"
+)
+# The head's pod has a token of the Kubernetes API for the autoscaler, which Ray's own container does not mount.
+_TOKEN = (
+    f"has(v.projected) && {_HEAD}.template.spec.containers.all(c, !has(c.volumeMounts) || "
+    "!c.volumeMounts.exists(m, m.name == v.name))"
+)
+_BARE = (
+    '(!has({g}.labels) || !has({g}.resources) || !("zone" in {g}.labels) || variables.zones.exists(z, '
+    'z.name == {g}.labels["zone"] && z.kind == "private") || ("CPU" in {g}.resources && '
+    '{g}.resources["CPU"] == "0" && "memory" in {g}.resources && {g}.resources["memory"] == "1"))'
+)
+_SPEC = quoted_list([
+    "authOptions", "autoscalerOptions", "enableInTreeAutoscaling", "gcsFaultToleranceOptions", "headGroupSpec",
+    "managedBy", "networkPolicy", "rayVersion", "suspend", "tlsOptions", "upgradeStrategy", "workerGroupSpecs",
+])  # fmt: skip
+_HEADS = quoted_list(["enableIngress", "labels", "rayStartParams", "resources", "serviceType", "template"])
+_SCALER = quoted_list([
+    "env", "idleTimeoutSeconds", "imagePullPolicy", "resources", "securityContext", "upscalingMode", "version",
+    "volumeMounts",
+])  # fmt: skip
 
 CLUSTER_RULES = (
     _refuses(
@@ -66,6 +119,13 @@ CLUSTER_RULES = (
         f"has(object.spec) && type(object.spec) == map && has({_HEAD}) && type({_HEAD}) == map && "
         "(!has(object.spec.workerGroupSpecs) || type(object.spec.workerGroupSpecs) == list)",
         "the cluster has no head group",
+    ),
+    _refuses(
+        "cluster.known",
+        f"object.spec.all(k, k in {_SPEC}) && {_HEAD}.all(k, k in {_HEADS}) && (!has(object.spec.autoscalerOptions) || "
+        f"(object.spec.autoscalerOptions.all(k, k in {_SCALER}) && (!has(object.spec.autoscalerOptions.env) || "
+        "object.spec.autoscalerOptions.env.all(e, e.name == 'HOME' && has(e.value) && e.value == '/tmp'))))",
+        "the cluster has a service, a history server or an autoscaler of its author's own; leave it to KubeRay",
     ),
     _refuses(
         "cluster.name",
@@ -110,7 +170,27 @@ CLUSTER_RULES = (
         "cluster.start",
         _STARTED.format(g=_HEAD, words=_WORDS),
         _STARTED.format(g="g", words=_WORDS),
-        "rayStartParams would override the group's zone, labels or resources; use the group's own fields",
+        "rayStartParams would override the group's zone, labels or resources, or say more than ports to the shell; use "
+        "the group's own fields",
+    ),
+    _group(
+        "cluster.placed",
+        _PLACED.format(g=_HEAD),
+        _PLACED.format(g="g"),
+        "a group's pods would land in, or be taken for, another zone than Ray is told; label and select by its zone",
+        Reason.WRONG_ZONE,
+    ),
+    _group(
+        "cluster.environment",
+        _ENVIRONMENT.format(g=_HEAD, names=_VARIABLES),
+        _ENVIRONMENT.format(g="g", names=_VARIABLES),
+        "a group has a variable that fabric.toml does not give it: it could run code before Ray, or hold a secret",
+    ),
+    _group(
+        "cluster.volumes",
+        _VOLUMES.format(g=_HEAD, more=_TOKEN),
+        _VOLUMES.format(g="g", more="false"),
+        "a group mounts more than it is given; records, state and configuration are mounted in the private zone only",
     ),
     _group(
         "cluster.plain",
@@ -137,11 +217,10 @@ CLUSTER_RULES = (
         "a group of another zone is in this cluster; only a stretched cluster has nodes of several zones",
         Reason.WRONG_ZONE,
     ),
-    _refuses(
+    _group(
         "cluster.cpus",
-        'variables.workers.all(g, !has(g.labels) || !("zone" in g.labels) || variables.zones.exists(z, '
-        'z.name == g.labels["zone"] && z.kind == "private") || (has(g.resources) && "CPU" in g.resources && '
-        'g.resources["CPU"] == "0" && "memory" in g.resources && g.resources["memory"] == "1"))',
+        _BARE.format(g=_HEAD),
+        _BARE.format(g="g"),
         'a group outside the private zone offers CPU or memory; set resources to CPU: "0" and memory: "1"',
     ),
 )
@@ -234,9 +313,13 @@ POD_RULES = (
         "|| (has(e.value) && e.value == 'token'))))",
         "the environment turns token authentication off, holds a token, or lets drivers leave the head",
     ),
+    # Of a pod that is there, its volumes cannot change: who may not make one with a token may still label it.
     _refuses(
         "pod.token",
-        "has(object.spec.automountServiceAccountToken) && !object.spec.automountServiceAccountToken",
-        "every container would get a token of the Kubernetes API; set automountServiceAccountToken: false",
+        "has(object.spec.automountServiceAccountToken) && !object.spec.automountServiceAccountToken && "
+        "(variables.operator || oldObject != null || !has(object.spec.volumes) || "
+        "object.spec.volumes.all(v, !has(v.projected) || "
+        "!has(v.projected.sources) || v.projected.sources.all(s, !has(s.serviceAccountToken))))",
+        "a container would get a token of the Kubernetes API; set automountServiceAccountToken: false, project none",
     ),
 )

@@ -119,6 +119,12 @@ RAY = ["spec", "workerGroupSpecs", 0, "template", "spec", "containers", 0]
 HEAD, GROUP = ["spec", "headGroupSpec"], ["spec", "workerGroupSpecs", 0]
 RETARGETED = job(metadata_of={"labels": {"zonefabric.io/zone": "publik"}})
 
+LANDS_OUTSIDE = changed(
+    changed(STRETCHED, [*GROUP, "template", "metadata", "labels", "zonefabric.io/zone"], "public"),
+    [*GROUP, "template", "spec", "nodeSelector", "zonefabric.io/zone"],
+    "public",
+)
+
 # gate, the rule that refuses it and no other, namespace, the object
 BAD = [
     # Jobs: restricted work that may not leave, whatever its author wrote.
@@ -230,6 +236,134 @@ BAD = [
     ("fabric-clusters", "cluster.plain", "public", changed(CLUSTER, [*RAY, "command"], ["python", "-c", "1"])),
     ("fabric-clusters", "cluster.plain", "public", changed(CLUSTER, [*RAY, "lifecycle"], {})),
     ("fabric-clusters", "cluster.plain", "public", changed(CLUSTER, [*RAY[:-2], "initContainers"], [])),
+    (
+        "fabric-clusters",
+        "cluster.plain",
+        "public",
+        changed(CLUSTER, [*RAY, "readinessProbe"], {"exec": {"command": ["x"]}}),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.plain",
+        "public",
+        changed(CLUSTER, [*RAY, "startupProbe"], {"exec": {"command": ["x"]}}),
+    ),
+    # A parameter of `ray start` is a word of a shell's command line, and bash reads BASH_ENV before it.
+    ("fabric-clusters", "cluster.start", "public", changed(CLUSTER, [*GROUP, "rayStartParams", "node-name"], "n")),
+    (
+        "fabric-clusters",
+        "cluster.start",
+        "public",
+        changed(CLUSTER, [*GROUP, "rayStartParams", "include-log-monitor"], "false; python -c 1"),
+    ),
+    ("fabric-clusters", "cluster.start", "public", changed(CLUSTER, [*HEAD, "rayStartParams", "port"], "$(id)")),
+    (
+        "fabric-clusters",
+        "cluster.environment",
+        "public",
+        changed(CLUSTER, [*RAY, "env", "+"], {"name": "BASH_ENV", "value": "$(id)"}),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.environment",
+        "public",
+        changed(CLUSTER, [*RAY, "env", "+"], {"name": "RAY_RUNTIME_ENV_HOOK", "value": "mine.hook"}),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.environment",
+        "stretched",
+        changed(
+            STRETCHED,
+            ["spec", "workerGroupSpecs", 1, *RAY[3:], "env", "+"],
+            {"name": "FABRIC_GUARD", "valueFrom": {"secretKeyRef": {"name": "fabric-redis", "key": "password"}}},
+        ),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.environment",
+        "public",
+        changed(CLUSTER, [*RAY, "envFrom"], [{"secretRef": {"name": "fabric-ray-token"}}]),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.known",
+        "public",
+        changed(CLUSTER, [*HEAD, "headService"], {"spec": {"type": "LoadBalancer"}}),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.known",
+        "public",
+        changed(CLUSTER, ["spec", "historyServerOptions"], {"collectorOptions": {"image": "busybox"}}),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.known",
+        "public",
+        changed(CLUSTER, ["spec", "autoscalerOptions", "image"], "x@sha256:" + "0" * 64),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.known",
+        "public",
+        changed(CLUSTER, ["spec", "autoscalerOptions", "command"], ["python", "-c", "1"]),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.known",
+        "public",
+        changed(CLUSTER, ["spec", "autoscalerOptions", "env", "+"], {"name": "BASH_ENV", "value": "$(id)"}),
+    ),
+    # Ray is told that these nodes are inside, and they would stand outside, or be let at what is inside.
+    ("fabric-clusters", "cluster.placed", "stretched", LANDS_OUTSIDE),
+    (
+        "fabric-clusters",
+        "cluster.placed",
+        "stretched",
+        changed(
+            STRETCHED,
+            ["spec", "workerGroupSpecs", 1, "template", "metadata", "labels", "zonefabric.io/kind"],
+            "private",
+        ),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.volumes",
+        "stretched",
+        changed(
+            STRETCHED,
+            ["spec", "workerGroupSpecs", 1, "template", "spec", "volumes", "+"],
+            {"name": "records", "persistentVolumeClaim": {"claimName": "fabric-records", "readOnly": True}},
+        ),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.volumes",
+        "private",
+        changed(
+            only("overlays/private", "RayCluster"),
+            [*GROUP, "template", "spec", "volumes", "+"],
+            {"name": "records", "persistentVolumeClaim": {"claimName": "fabric-records"}},
+        ),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.volumes",
+        "public",
+        changed(CLUSTER, [*RAY[:-2], "volumes", "+"], {"name": "code", "configMap": {"name": "mine"}}),
+    ),
+    (
+        "fabric-clusters",
+        "cluster.volumes",
+        "public",
+        changed(
+            CLUSTER,
+            [*HEAD, "template", "spec", "containers", 0, "volumeMounts", "+"],
+            {"name": "kubernetes-api", "mountPath": "/t"},
+        ),
+    ),
+    ("fabric-clusters", "cluster.cpus", "public", changed(CLUSTER, [*HEAD, "resources", "CPU"], "4")),
     ("fabric-clusters", "cluster.image", "public", changed(CLUSTER, [*RAY, "image"], "x@sha256:" + "0" * 64)),
     # Pods.
     ("fabric-pods", "pod.shape", "private", pod(containers=[])),
@@ -294,6 +428,15 @@ BAD = [
         container_with(["env", "+"], {"name": "RAY_AUTH_TOKEN", "value": "abc"}),
     ),
     ("fabric-pods", "pod.token", "private", pod_with(["spec", "automountServiceAccountToken"])),
+    (
+        "fabric-pods",
+        "pod.token",
+        "private",
+        pod_with(
+            ["spec", "volumes", "+"],
+            {"name": "t", "projected": {"sources": [{"serviceAccountToken": {"path": "token"}}]}},
+        ),
+    ),
 ]
 NEEDED_TOGETHER = {
     "run.public": "in a fabric of a private and a public zone no other kind is declared",
@@ -355,7 +498,10 @@ def test_a_cluster_of_an_undeclared_zone_or_with_its_head_elsewhere_is_refused()
     mars = changed(NAMESPACES["public"], ["metadata", "labels", "zonefabric.io/zone"], "mars")
     assert any("UNKNOWN_ZONE [cluster.home]" in m for m in refusals(POLICIES["fabric-clusters"], CLUSTER, mars))
     moved = changed(STRETCHED, [*HEAD, "labels", "zone"], "public")
-    moved["spec"]["headGroupSpec"]["resources"] = {"CPU": "0", "zone_public": "1"}
+    moved["spec"]["headGroupSpec"] |= {
+        "resources": {"CPU": "0", "memory": "1", "zone_public": "1"},
+        "template": copy(CLUSTER["spec"]["headGroupSpec"]["template"]),
+    }
     said = refusals(POLICIES["fabric-clusters"], moved, NAMESPACES["stretched"])
     assert [m.split(" ")[0] for m in said] == ["DRIVER_OUTSIDE"]
     assert refusals(POLICIES["fabric-clusters"], moved, NAMESPACES["stretched"], without="[cluster.head]") == []
