@@ -8,12 +8,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fabric.config import Config, Environment, find_config, load_config
 from fabric.errors import InvalidInput, Reason, Refused, nearest
+
+if TYPE_CHECKING:
+    from fabric.drift import Drift
 
 clusters_app = typer.Typer(
     name="clusters",
@@ -64,10 +67,11 @@ def check_command(
 ) -> None:
     """Hold manifests, or what a live cluster exports, against fabric.toml; exit status 3 if anything is different."""
     loaded = _config(config)
-    expected, found = _pair(_chosen(loaded, zone), path, whole=not zone)
-    from fabric.drift import compare  # noqa: PLC0415
-
-    drifts = compare(expected, found)
+    files, there = _chosen(loaded, zone), _read(path)
+    if any(name.endswith("kustomization.yaml") for name in there):
+        expected, found, drifts = _of_folder(files, there, whole=not zone)
+    else:
+        expected, found, drifts = _of_export(files, there, path, whole=not zone)
     if as_json:
         shown = [drift.to_json() for drift in drifts]
         typer.echo(json.dumps({"declared": len(expected), "found": len(found), "drift": shown}, indent=2))
@@ -107,19 +111,37 @@ def _closed(config: Config) -> list[str]:
     return sorted({name for side in sides for name in closed_flows(load(), Topology.FEDERATED, side, terms)})
 
 
-def _pair(files: Mapping[str, str], path: Path, *, whole: bool) -> tuple[list[Any], list[Any]]:
-    """Return the declared objects and those found: of a kustomize folder root by root, else of what is there."""
+_Held = tuple[list[Any], list[Any], tuple["Drift", ...]]
+"""What is declared, what was found, and the differences."""
+
+
+def _of_folder(files: Mapping[str, str], there: Mapping[str, str], *, whole: bool) -> _Held:
+    """Hold a kustomize folder root by root, and its optional components file by file: no root includes them."""
+    from fabric.drift import compare, compare_files, extra_folders  # noqa: PLC0415
+    from fabric.kustomize import build, load  # noqa: PLC0415
+    from fabric.manifests import roots  # noqa: PLC0415
+
+    wanted = roots(files)
+    expected = [each for root in wanted for each in build(files, root)]
+    found = [each for root in wanted for each in build(there, root)]
+    parts = [path for path in files if path.startswith("components/") and path in there]
+    rendered, read = ({path: load(texts[path], path) for path in parts} for texts in (files, there))
+    extra = set(roots(there)) - set(wanted) if whole else set()
+    return (
+        expected,
+        found,
+        (*compare(expected, found, live=False), *compare_files(rendered, read), *extra_folders(extra)),
+    )
+
+
+def _of_export(files: Mapping[str, str], there: Mapping[str, str], path: Path, *, whole: bool) -> _Held:
+    """Hold built manifests or the export of a live cluster against the zones whose namespaces it is of."""
+    from fabric.drift import compare  # noqa: PLC0415
     from fabric.kustomize import build, parse_documents  # noqa: PLC0415
     from fabric.manifests import roots  # noqa: PLC0415
 
-    there = _read(path)
-    kustomized = any(name.endswith("kustomization.yaml") for name in there)
-    if kustomized:
-        wanted = roots(files)
-        found = [each for root in wanted for each in build(there, root)]
-        return [each for root in wanted for each in build(files, root)], found
     found = [each for name, text in there.items() for each in parse_documents(text, name)]
-    namespaces = {(each.get("metadata") or {}).get("namespace") or _name_of_namespace(each) for each in found}
+    namespaces = {str((each.get("metadata") or {}).get("namespace") or _name_of_namespace(each)) for each in found}
     expected = []
     for root in roots(files):
         built = build(files, root)
@@ -133,7 +155,7 @@ def _pair(files: Mapping[str, str], path: Path, *, whole: bool) -> tuple[list[An
             f"{path} holds nothing of a namespace of this fabric",
             "export a zone's namespace, `kubectl get all,networkpolicies,rayclusters,... -n fabric-<zone> -o yaml`",
         )
-    return expected, found
+    return expected, found, compare(expected, found)
 
 
 def _name_of_namespace(document: Mapping[str, Any]) -> str:

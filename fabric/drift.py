@@ -41,8 +41,12 @@ class Drift:
         return f"{Reason.MANIFEST_DRIFT.value}  {where}: {self.what}\n         Fix: {self.fix}"
 
 
-def compare(expected: Iterable[Document], found: Iterable[Document]) -> tuple[Drift, ...]:
-    """Return every difference, in the order of the declared objects, then what is there beside them."""
+def compare(expected: Iterable[Document], found: Iterable[Document], *, live: bool = True) -> tuple[Drift, ...]:
+    """Return every difference, in the order of the declared objects, then what is there beside them.
+
+    Args:
+        live: whether controllers had a hand in what was found; in a folder of manifests nothing is theirs.
+    """
     wanted = {key_of(each): each for each in expected}
     there: dict[tuple[str, str, str], Document] = {}
     drifts: list[Drift] = []
@@ -56,11 +60,37 @@ def compare(expected: Iterable[Document], found: Iterable[Document]) -> tuple[Dr
             drifts.append(_drift(key, "", "is missing", "apply it: what it refuses or closes is open without it"))
             continue
         drifts += _differences(key, "", document, there[key])
+    images = frozenset(_images(list(wanted.values())))
     namespaces = {namespace for _, namespace, _ in wanted if namespace}
     for key, document in there.items():
         if key not in wanted:
-            drifts += _beside(key, document, namespaces)
+            drifts += (
+                _beside(key, document, namespaces, images) if live else (_secret(key, document) or [_undeclared(key)])
+            )
     return tuple(drifts)
+
+
+def compare_files(expected: Mapping[str, Sequence[Any]], found: Mapping[str, Sequence[Any]]) -> tuple[Drift, ...]:
+    """Return which files of a folder hold other YAML than is rendered, by their documents."""
+    fix = "render the folder again"
+    other = [path for path, documents in expected.items() if documents != found.get(path, documents)]
+    return tuple(Drift(thing=path, path="", what="is not what is rendered", fix=fix) for path in sorted(other))
+
+
+def extra_folders(names: Iterable[str]) -> tuple[Drift, ...]:
+    """Return a difference for each folder that somebody can apply and nobody declares."""
+    fix = "remove it, or declare its zone in fabric.toml"
+    return tuple(Drift(thing=name, path="", what="is not declared", fix=fix) for name in sorted(names))
+
+
+def _images(value: Any) -> list[str]:
+    """Return every image that the declared objects name."""
+    if isinstance(value, list):
+        return [image for each in value for image in _images(each)]
+    if not isinstance(value, dict):
+        return []
+    own = [value["image"]] if isinstance(value.get("image"), str) else []
+    return own + [image for each in value.values() for image in _images(each)]
 
 
 def key_of(document: Document) -> tuple[str, str, str]:
@@ -76,7 +106,6 @@ _SET_BY_OTHERS: Mapping[str, Any] = {
     "": ("status",),
     "metadata": (
         "uid", "resourceVersion", "creationTimestamp", "generation", "managedFields", "finalizers", "selfLink",
-        "ownerReferences", "generateName",
     ),
 }  # fmt: skip
 _DEFAULTS: Mapping[str, tuple[Any, ...]] = {
@@ -113,11 +142,15 @@ _ANY_OBJECT = (
     "objectSelector",
     "namespaceSelector",
 )  # {} in an admission policy; of a network policy it opens everything
+# What tools keep their books in; not what tells them to leave an object alone, such as argocd.argoproj.io/hook.
 _FOREIGN_ANNOTATION = re.compile(
-    r"(kubectl\.kubernetes\.io|deployment\.kubernetes\.io|argocd\.argoproj\.io|kustomize\.toolkit\.fluxcd\.io|"
-    r"pv\.kubernetes\.io|volume\.kubernetes\.io)/"
+    r"(kubectl\.kubernetes\.io|deployment\.kubernetes\.io|pv\.kubernetes\.io|volume(\.beta)?\.kubernetes\.io)/|"
+    r"argocd\.argoproj\.io/(tracking-id|installation-id)\Z|kustomize\.toolkit\.fluxcd\.io/checksum\Z"
 )
-_FOREIGN_LABEL = re.compile(r"(kubernetes\.io/metadata\.name|argocd\.argoproj\.io/|kustomize\.toolkit\.fluxcd\.io/)")
+_FOREIGN_LABEL = re.compile(
+    r"kubernetes\.io/metadata\.name\Z|argocd\.argoproj\.io/instance\Z|"
+    r"kustomize\.toolkit\.fluxcd\.io/(name|namespace)\Z"
+)
 _SCALED = re.compile(r"spec\.workerGroupSpecs\[[^]]+\]\.replicas\Z")
 _NAMES = ("name", "groupName", "key")
 
@@ -137,14 +170,14 @@ def _differences(key: tuple[str, str, str], path: str, wanted: Any, there: Any) 
 def _of_maps(key: tuple[str, str, str], path: str, wanted: Document, there: Document) -> list[Drift]:
     found: list[Drift] = []
     for name, value in wanted.items():
-        below = f"{path}.{name}" if path else name
+        below = f"{path}.{name}" if path else str(name)
         if name in there:
             found += _differences(key, below, value, there[name])
         elif value not in ({}, []):
             found.append(_drift(key, below, "is missing", _fix(below)))
     for name, value in there.items():
         if name not in wanted and not _is_theirs(key[0], path, name, value):
-            below = f"{path}.{name}" if path else name
+            below = f"{path}.{name}" if path else str(name)
             found.append(_drift(key, below, "is not declared", _fix(below)))
     return found
 
@@ -185,11 +218,11 @@ def _is_theirs(kind: str, path: str, name: str, value: Any) -> bool:
     if name in ("annotations", "labels") and path == "metadata" and isinstance(value, dict):
         return all(_is_theirs(kind, f"metadata.{name}", each, None) for each in value)
     if path == "metadata.annotations":
-        return _FOREIGN_ANNOTATION.match(name) is not None
+        return _FOREIGN_ANNOTATION.match(str(name)) is not None
     if path == "metadata.labels":
-        return _FOREIGN_LABEL.match(name) is not None
+        return _FOREIGN_LABEL.match(str(name)) is not None
     if kind == "Namespace" and path == "" and name == "spec":
-        return set(value or {}) <= {"finalizers"}
+        return value is None or (isinstance(value, dict) and value.keys() <= {"finalizers"})
     if kind.startswith("ValidatingAdmissionPolicy") and name in _ANY_OBJECT:
         return bool(value == {})
     return any(type(value) is type(default) and value == default for default in _DEFAULTS.get(name, ()))
@@ -204,39 +237,58 @@ _MADE_BY_CONTROLLERS = frozenset({
 _MADE_FOR_AN_OWNER = frozenset({"Service", "Secret", "PersistentVolumeClaim", "Role", "RoleBinding", "ReplicaSet"})
 
 
-def _beside(key: tuple[str, str, str], document: Document, namespaces: set[str]) -> list[Drift]:
+def _beside(key: tuple[str, str, str], document: Document, namespaces: set[str], images: frozenset[str]) -> list[Drift]:
     kind, namespace, name = key
-    if kind == "Secret" and (document.get("data") or document.get("stringData")):
-        return [_drift(key, "data", "is a secret", "keep secrets out of manifests and exports; name them")]
+    if secret := _secret(key, document):
+        return secret
+    owned = bool((document.get("metadata") or {}).get("ownerReferences"))
     if kind == "Pod":
-        return _pod(key, document)
+        return [*([_undeclared(key)] if namespace in namespaces and not owned else []), *_pod(key, document, images)]
     if namespace not in namespaces or kind in _MADE_BY_CONTROLLERS or (kind, name) == ("ServiceAccount", "default"):
         return []
-    owned = bool((document.get("metadata") or {}).get("ownerReferences"))
-    if owned and kind in _MADE_FOR_AN_OWNER and (document.get("spec") or {}).get("type", "ClusterIP") == "ClusterIP":
-        return []
-    return [_drift(key, "", "is not declared", "remove it, or declare what it is for in fabric.toml")]
-
-
-def _pod(key: tuple[str, str, str], document: Document) -> list[Drift]:
-    """Return what a running pod has that none of ours may."""
     spec = document.get("spec") or {}
+    if owned and kind in _MADE_FOR_AN_OWNER and isinstance(spec, dict) and spec.get("type", "ClusterIP") == "ClusterIP":
+        return []
+    return [_undeclared(key)]
+
+
+def _secret(key: tuple[str, str, str], document: Document) -> list[Drift]:
+    if key[0] != "Secret" or not (document.get("data") or document.get("stringData")):
+        return []
+    return [_drift(key, "data", "is a secret", "keep secrets out of manifests and exports; name them")]
+
+
+def _undeclared(key: tuple[str, str, str]) -> Drift:
+    return _drift(key, "", "is not declared", "remove it, or declare what it is for in fabric.toml")
+
+
+def _pod(key: tuple[str, str, str], document: Document, images: frozenset[str]) -> list[Drift]:
+    """Return what a running pod has that none of ours may."""
+    spec = _map(document.get("spec"))
     found = [_drift(key, f"spec.{name}", "is on", _fix(name)) for name in _HOST if spec.get(name)]
     found += [
         _drift(key, f"spec.volumes[{_shown(each.get('name'))}].hostPath", "is a host path", _fix("hostPath"))
-        for each in spec.get("volumes") or []
+        for each in _maps(spec.get("volumes"))
         if "hostPath" in each
     ]
-    containers = [*(spec.get("initContainers") or []), *(spec.get("containers") or [])]
-    for each in [*containers, *(spec.get("ephemeralContainers") or [])]:
+    for each in [each for name in _CONTAINERS for each in _maps(spec.get(name))]:
         path = f"spec.containers[{_shown(each.get('name'))}]"
-        if "@sha256:" not in str(each.get("image", "")):
-            found.append(_drift(key, f"{path}.image", "is a tag, which can come to mean another image", _fix(".image")))
-        if (each.get("securityContext") or {}).get("privileged"):
+        if each.get("image") not in images:
+            found.append(_drift(key, f"{path}.image", "is not an image that fabric.toml declares", _fix(".image")))
+        if _map(each.get("securityContext")).get("privileged"):
             found.append(_drift(key, f"{path}.securityContext.privileged", "is on", _fix("securityContext")))
     return found
 
 
+def _map(value: Any) -> Document:
+    return value if isinstance(value, dict) else {}
+
+
+def _maps(value: Any) -> list[Document]:
+    return [each for each in value if isinstance(each, dict)] if isinstance(value, list) else []
+
+
+_CONTAINERS = ("initContainers", "containers", "ephemeralContainers")
 _HOST = ("hostNetwork", "hostPID", "hostIPC")
 _FIXES = (
     (r"hostPath|volumes", "use emptyDir or a claim; a host path lets the pod at the node's files"),

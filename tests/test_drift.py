@@ -1,6 +1,7 @@
 """Drift: every weakening of manifests, rendered, built or live, is named with its field and a fix; nothing else is."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,26 @@ CASES = [
         "spec.workerGroupSpecs[more]",
     ),
     (PRIVATE, lambda a, d: d.remove(a[POLICY]), ""),
+    # What tells a tool to leave the object alone, and the garbage collector to take it away.
+    (
+        PRIVATE,
+        lambda a, _: a["NetworkPolicy", "deny-all"]["metadata"]["annotations"].update(
+            {"argocd.argoproj.io/hook": "Skip"}
+        ),
+        "metadata.annotations.argocd.argoproj.io/hook",
+    ),
+    (
+        PRIVATE,
+        lambda a, _: a["NetworkPolicy", "deny-all"]["metadata"]["annotations"].update(
+            {"kustomize.toolkit.fluxcd.io/reconcile": "disabled"}
+        ),
+        "metadata.annotations.kustomize.toolkit.fluxcd.io/reconcile",
+    ),
+    (
+        PRIVATE,
+        lambda a, _: a["NetworkPolicy", "deny-all"]["metadata"].update(ownerReferences=[{"kind": "Pod", "uid": "u"}]),
+        "metadata.ownerReferences",
+    ),
     (PRIVATE, lambda a, d: d.remove(a["NetworkPolicy", "deny-all"]), ""),
     (PRIVATE, lambda a, _: a[POLICY]["spec"]["ingress"].append({}), "spec.ingress"),
     (PRIVATE, lambda a, _: a[POLICY]["spec"]["ingress"][0].update({"from": []}), "spec.ingress[0].from"),
@@ -228,6 +249,9 @@ def live(documents):
             "managedFields": [],
         }
         each["metadata"].setdefault("annotations", {})["kubectl.kubernetes.io/last-applied-configuration"] = "{}"
+        each["metadata"]["annotations"]["argocd.argoproj.io/tracking-id"] = "x"
+        if each["kind"] == "PersistentVolumeClaim":
+            each["metadata"]["annotations"]["volume.beta.kubernetes.io/storage-provisioner"] = "x"
         if each["kind"] in ("RayCluster", "Deployment", "Service", "Namespace"):
             each["status"] = {"phase": "x"}
         if each["kind"] == "Namespace":
@@ -296,6 +320,36 @@ def test_a_running_pod_with_a_host_path_a_tag_or_privileges_is_named():
     }
 
 
+def test_a_running_pod_that_nobody_owns_or_of_another_image_is_named():
+    image = CONTAINER({CLUSTER: {(d["kind"], d["metadata"]["name"]): d for d in PRIVATE}[CLUSTER]})["image"]
+    where, owner = {"name": "p", "namespace": "fabric-private"}, {"ownerReferences": [{}]}
+    ours = {"kind": "Pod", "metadata": {**where, **owner}, "spec": {"containers": [{"name": "c", "image": image}]}}
+    assert compare(PRIVATE, [*PRIVATE, ours]) == ()
+    assert [d.what for d in compare(PRIVATE, [*PRIVATE, {**ours, "metadata": where}])] == ["is not declared"]
+    other = {"containers": [{"name": "c", "image": "mine@sha256:" + "0" * 64}]}
+    assert [d.path for d in compare(PRIVATE, [*PRIVATE, {**ours, "spec": other}])] == ["spec.containers[c].image"]
+
+
+@pytest.mark.parametrize("kind", ["Pod", "ConfigMap", "RayJob", "Workload", "Secret", "ClusterRoleBinding"])
+def test_in_a_folder_nothing_is_a_controllers_so_whatever_is_beside_is_named(kind):
+    beside = {"kind": kind, "metadata": {"name": "x", "namespace": "fabric-private", "ownerReferences": [{}]}}
+    assert [d.what for d in compare(PRIVATE, [*PRIVATE, beside], live=False)] == ["is not declared"]
+
+
+@pytest.mark.parametrize("wrong", [1, "x", [1], {"a": 1}, None, [None], [{}], {1: 2}])
+def test_an_object_of_any_shape_is_compared_and_none_is_a_defect(wrong):
+    for kind in ("Pod", "Service", "Namespace", "NetworkPolicy", "RayCluster", "Secret"):
+        name = {"Namespace": "fabric-private", "RayCluster": "fabric"}.get(kind, "x")
+        meta = {"name": name} if kind == "Namespace" else {"name": name, "namespace": "fabric-private"}
+        for more in (
+            {"spec": wrong}, {"spec": {"volumes": wrong, "containers": wrong, "type": wrong}},
+            {"metadata": {**meta, "annotations": wrong, "labels": wrong, "ownerReferences": wrong}},
+            {"metadata": {**meta, "annotations": {7: wrong}, "labels": {7: wrong}}, 7: wrong},
+        ):  # fmt: skip
+            there = [d for d in PRIVATE if (d["kind"], d["metadata"]["name"]) != (kind, name)]
+            compare(PRIVATE, [*there, {"kind": kind, "metadata": meta, **more}])
+
+
 def test_a_secret_in_manifests_or_an_export_is_named_without_what_it_holds():
     secret = {"kind": "Secret", "metadata": {"name": "s", "namespace": "fabric-private"}, "data": {"k": "aGVsbG8="}}
     (found,) = compare(PRIVATE, [*PRIVATE, secret])
@@ -314,6 +368,40 @@ def test_a_secret_in_manifests_or_an_export_is_named_without_what_it_holds():
         ({"a/kustomization.yaml": "resources: [../a]"}, "includes itself"),
         ({"a/kustomization.yaml": "resources: [x.yaml]", "a/x.yaml": "a: &a [1]\nb: *a"}, "not YAML"),
         ({"a/kustomization.yaml": "resources: [x.yaml]", "a/x.yaml": "- 1"}, "no Kubernetes object"),
+        ({"a/kustomization.yaml": "resources: [x.yaml]", "a/x.yaml": "kind: A\nkind: B"}, "not YAML"),
+        ({"a/kustomization.yaml": "resources: [x.yaml]", "a/x.yaml": "kind: PodList\nitems: 5"}, "lists nothing"),
+        ({"a/kustomization.yaml": "resources: 5"}, "a list or a name of another kind"),
+        ({"a/kustomization.yaml": "resources: [{s3cret: 1}]"}, "a/kustomization.yaml lists something"),
+        # kustomize would leave these patches out, or follow what we do not see.
+        (
+            {"a/kustomization.yaml": "patches: [{path: p, target: {kind: X, name: y, labelSelector: a=b}}]"},
+            "a patch of another form",
+        ),
+        ({"a/kustomization.yaml": "patches: [{path: p}]"}, "a patch of another form"),
+        ({"a/kustomization.yaml": "patches: [{patch: p, target: {kind: X, name: y}}]"}, "a patch of another form"),
+        (
+            {"a/kustomization.yaml": "components: [c]", "a/c/kustomization.yaml": "components: [../d]"},
+            "uses components",
+        ),
+        ({"a/kustomization.yaml": "components: [c]", "a/c/kustomization.yaml": "namespace: x"}, "uses namespace"),
+        *(
+            (
+                {
+                    "a/kustomization.yaml": "resources: [x]\npatches: [{path: p, target: {kind: X, name: y}}]",
+                    "a/x": "kind: X\nmetadata: {name: y}",
+                    "a/p": patch,
+                },
+                says,
+            )
+            for patch, says in (
+                ("kind: X", "no JSON Patch"),
+                ("- {op: add, value: 1}", "without its path or value"),
+                ("- {op: add, path: /a}", "without its path or value"),
+                ("- {op: add, path: a, value: 1}", "without its path or value"),
+                ("- {op: remove, path: /kind}", "not known here"),
+                ("- 7", "not known here"),
+            )
+        ),
         ({"a/kustomization.yaml": "resources: [x.yaml]", "a/x.yaml": "{" * 5000}, "not YAML"),
         (
             {"a/kustomization.yaml": "patches: [{path: p, target: {kind: X, name: y}}]", "a/p": "[]"},
@@ -329,6 +417,8 @@ def test_a_folder_that_is_not_ours_to_build_is_refused(files, says):
 def test_a_list_is_what_it_lists():
     listed = {"apiVersion": "v1", "kind": "List", "items": [{"kind": "Pod", "metadata": {"name": "p"}}]}
     assert parse_documents(yaml.dump(listed), "x") == listed["items"]
+    nested = {"apiVersion": "v1", "kind": "List", "items": [listed, {"kind": "RayJobList", "items": None}]}
+    assert parse_documents(yaml.dump(nested), "x") == listed["items"]
 
 
 # The commands.
@@ -347,6 +437,23 @@ def rendered(tmp_path_factory):
     assert status == 0
     assert len(json.loads(out)["files"]) == len(starter_files())
     return folder
+
+
+def test_check_names_a_weakened_component_and_a_folder_that_no_zone_is_of(rendered):
+    component = rendered / "clusters" / "components" / "kueue" / "public" / "raycluster-patch.yaml"
+    stale, before = rendered / "clusters" / "overlays" / "gone", component.read_text()
+    try:
+        component.write_text(before + "- {op: add, path: /spec/headGroupSpec/template/spec/hostNetwork, value: true}\n")
+        shutil.copytree(rendered / "clusters" / "overlays" / "public", stale)
+        status, out, _ = fabric(rendered, "clusters", "check", "clusters", "--json")
+    finally:
+        component.write_text(before)
+        shutil.rmtree(stale)
+    assert status == 3
+    assert [each["object"] for each in json.loads(out)["drift"]] == [
+        "components/kueue/public/raycluster-patch.yaml",
+        "overlays/gone",
+    ]
 
 
 def test_check_holds_what_was_rendered_and_names_a_changed_zone_and_a_missing_policy(rendered, tmp_path):
