@@ -11,6 +11,7 @@ from fabric.admission_labels import JUSTIFIED, READS_RECORDS
 from fabric.admission_words import DOMAIN
 from fabric.cluster_terms import ClusterTerms
 from fabric.config import Config, RecordsSource
+from fabric.errors import InvalidInput, Reason
 from fabric.flows import Port, ports
 from fabric.labels import WorkloadClass
 from fabric.zones import Zone, ZoneKind
@@ -110,7 +111,20 @@ def _service(terms: ClusterTerms, port: Port) -> dict[str, Any]:
 
 
 def job_files(config: Config, dump: Callable[[list[Any]], str]) -> dict[str, str]:
-    """Return a RayJob of each kind for each of the records, as templates: applying one starts a run."""
+    """Return a RayJob of each kind for each of the records, as templates: applying one starts a run.
+
+    Raises:
+        InvalidInput: `CONFIG_INVALID` for two records whose jobs would have one name: one of them would be lost, and
+            its labels with it.
+    """
+    named: dict[str, str] = {}
+    for records in sorted(config.records):
+        if (other := named.setdefault(_name("train", records), records)) != records:
+            raise InvalidInput(
+                Reason.CONFIG_INVALID,
+                f"the jobs of records {other!r} and {records!r} would have one name",
+                "records differ in their first 40 lower-case letters and digits; rename one of them",
+            )
     files = {
         f"jobs/{_name(name, records)}.yaml": dump([_job(config, config.records[records], name, table, workload)])
         for records in sorted(config.records)

@@ -35,7 +35,7 @@ def render(config: Config) -> Files:
 
     Raises:
         InvalidInput: `CONFIG_MISSING` if fabric.toml has no [clusters]; `CONFIG_INVALID` for a zone whose name is
-            one of our folders.
+            one of our folders or pools, or records whose jobs would have one name.
     """
     terms = terms_of(config)
     if config.border.port not in (0, ports()["border"].low):
@@ -50,6 +50,13 @@ def render(config: Config) -> Files:
             f"a zone is called {STRETCHED!r}",
             "that is an overlay's name; call the zone otherwise",
         )
+    for name in config.zones:
+        if terms.spot and name.endswith("-spot") and name.removesuffix("-spot") in config.zones:
+            raise InvalidInput(
+                Reason.CONFIG_INVALID,
+                f"a zone is called {name!r}",
+                f"that is the spot pool of zone {name.removesuffix('-spot')!r}; call the zone otherwise",
+            )
     zones = [config.zones[name] for name in sorted(config.zones)]
     files = {**_base(terms), **_admission(zones, terms), **manifest_jobs.job_files(config, dump)}
     for zone in zones:

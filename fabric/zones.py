@@ -13,7 +13,8 @@ from enum import StrEnum
 
 from fabric.errors import InvalidInput, Reason, nearest
 
-_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+_NAME = re.compile(r"[a-z]([a-z0-9-]{0,29}[a-z0-9])?\Z")
+_MOST = 1_000_000
 
 _GPU_MODEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}\Z", re.ASCII)
 
@@ -59,7 +60,7 @@ class Zone:
             raise InvalidInput(
                 Reason.CONFIG_INVALID,
                 f"zone name {self.name!r} cannot be a Ray resource and label",
-                "use a lower-case letter, then up to 30 lower-case letters, digits or '-'",
+                "use a lower-case letter, then up to 30 lower-case letters, digits or '-', and no '-' at the end",
             )
         if self.kind is not ZoneKind.PRIVATE and self.cpus:
             raise InvalidInput(
@@ -73,11 +74,11 @@ class Zone:
                 f"zone {self.name!r} is private and offers no CPU",
                 "set cpus to 2 or more: records are sanitized there",
             )
-        if self.slots < 1 or self.cpus < 0 or self.gpus < 0:
+        if not 1 <= self.slots <= _MOST or not 0 <= self.cpus <= _MOST or not 0 <= self.gpus <= _MOST:
             raise InvalidInput(
                 Reason.CONFIG_INVALID,
-                f"zone {self.name!r} has a negative size or no slot",
-                "slots must be at least 1, cpus and gpus at least 0",
+                f"zone {self.name!r} has a negative size, no slot, or more than there can be",
+                f"slots must be 1 to {_MOST}, cpus and gpus 0 to {_MOST}",
             )
         if self.gpu_model and (not self.gpus or not is_gpu_model(self.gpu_model)):
             raise InvalidInput(

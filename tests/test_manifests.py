@@ -51,6 +51,21 @@ ALL = [pytest.param(name, id=name) for name in RENDERINGS]
         ("[clusters]", '[clusters.addresses]\ndns = "10.0.0.1/32"\n[clusters]', "unknown party"),
         ("[zones.cloud]", "[border]\nport = 9999\n[zones.cloud]", "flows table opens 8815"),
         ("[zones.cloud]", "[zones.stretched]", "overlay's name"),
+        ("[zones.ward]", "[zones.cloud-spot]", "the spot pool of zone 'cloud'"),
+        ("[zones.cloud]", "[zones.cloud-]", "no '-' at the end"),
+        ("slots = 8", "slots = 99999999999", "more than there can be"),
+        ("gpus = 8", "gpus = 99999999999", "more than there can be"),
+        (
+            "[clusters]",
+            """[records.a_b]
+path = "a.csv"
+labels = { allowed_execution_zone = ["clinic"] }
+[records.A-B]
+path = "b.csv"
+labels = { allowed_execution_zone = ["clinic"] }
+[clusters]""",
+            "would have one name",
+        ),
         ('jurisdiction = "DE"\nslots', "jurisdiction = 'D\"E'\nslots", "cannot stand in an admission policy"),
         ("[clusters]", '[clusters]\nmonitoring_namespace = "Mon itoring"', "no name of a namespace"),
     ],
