@@ -18,7 +18,7 @@ from fabric.clusters_commands import clusters_app
 from fabric.config import Config, Environment, find_config, load_config
 from fabric.cost_commands import cost
 from fabric.doctor_commands import doctor
-from fabric.errors import FabricError, Reason
+from fabric.errors import ClusterUnavailable, FabricError, Reason
 from fabric.evidence_commands import evidence_app, verify, witness_app
 from fabric.gpu_commands import gpus
 from fabric.job_store import open_queue
@@ -195,7 +195,7 @@ def _config(path: Path | None) -> tuple[Config, Environment]:
 def _running(config: Config) -> LocalCluster:
     cluster = running(config.state)
     if cluster is None:
-        raise FabricError(Reason.FABRIC_DOWN, f"no fabric is up for {config.path}", "`fabric up` starts one")
+        raise ClusterUnavailable(Reason.FABRIC_DOWN, f"no fabric is up for {config.path}", "`fabric up` starts one")
     return cluster
 
 

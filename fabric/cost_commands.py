@@ -27,7 +27,7 @@ from fabric.costs import (
     told_by,
 )
 from fabric.costs import totals as totals_of
-from fabric.errors import FabricError, InvalidInput, Reason, nearest
+from fabric.errors import InvalidInput, Reason, nearest
 from fabric.fleet import HOUR_S
 from fabric.money import shown
 from fabric.recording import now, open_budgets, open_ledger
@@ -201,7 +201,7 @@ def _put(content: bytes, out: Path | None) -> None:
     try:
         out.write_bytes(content)
     except OSError:
-        raise FabricError(
+        raise InvalidInput(
             Reason.FILE_EXISTS, f"{out} cannot be written", "name a file in a folder you may write to"
         ) from None
     typer.echo(f"Wrote {out}")

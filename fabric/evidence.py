@@ -96,7 +96,11 @@ def read_document(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         document = None
     if not isinstance(document, dict):
-        raise EvidenceInvalid(Reason.EVIDENCE_INVALID, f"{path} is not a bundle: no JSON object")
+        raise EvidenceInvalid(
+            Reason.EVIDENCE_INVALID,
+            f"{path} is not a bundle: no JSON object",
+            "name what `fabric evidence --save` wrote",
+        )
     return document
 
 

@@ -543,7 +543,8 @@ def running(state_dir: Path) -> LocalCluster | None:
     """Return the cluster of `state_dir` whose head is alive; clean up after one that died.
 
     Raises:
-        ClusterUnavailable: `CLUSTER_FAILED`, if the state file is not readable.
+        ClusterUnavailable: `CLUSTER_FAILED`, if the state file is not ours.
+        InvalidInput: `CONFIG_INVALID`, if the folder cannot be read.
     """
     state_dir = state_dir.absolute()
     cluster = _read(state_dir)
@@ -722,6 +723,9 @@ def _read(state_dir: Path) -> LocalCluster | None:
         value = json.loads((state_dir / _STATE).read_text())
     except FileNotFoundError:
         return None
+    except OSError:
+        hint = "set fabric.state in fabric.toml to a folder that is yours"
+        raise InvalidInput(Reason.CONFIG_INVALID, f"the state folder {state_dir} cannot be read", hint) from None
     except ValueError:
         value = {}
     return LocalCluster.from_json(value)

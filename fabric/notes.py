@@ -190,6 +190,9 @@ def sign_checkpoint(origin: str, size: int, root: bytes, key: SigningKey) -> str
     return sign_note(f"{origin}\n{size}\n{base64.b64encode(root).decode()}\n", origin, key)
 
 
+_ORIGIN = "a log keeps its fabric's name: restore fabric.name in fabric.toml, or set fabric.state to a new folder"
+
+
 def open_checkpoint(note: str, origin: str, trusted: Sequence[PublicKey]) -> Checkpoint:
     """Return the checkpoint in `note` if a trusted key signed it for `origin`.
 
@@ -199,7 +202,7 @@ def open_checkpoint(note: str, origin: str, trusted: Sequence[PublicKey]) -> Che
         EvidenceInvalid: `EVIDENCE_INVALID`, or `KEY_UNKNOWN` if no trusted key signed.
     """
     if note.partition("\n")[0] != origin:
-        raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "a checkpoint belongs to a log of another origin")
+        raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "a checkpoint belongs to a log of another origin", _ORIGIN)
     match = _CHECKPOINT.match(open_note(note, origin, trusted))
     if match is None:
         raise EvidenceInvalid(Reason.EVIDENCE_INVALID, "a note is signed but is not a checkpoint")

@@ -22,7 +22,8 @@ def plot(results: Sequence[Result], knob: Sequence[tuple[int, Summary]], path: P
     """Write one picture: SVG or PNG, or an HTML page with the table under it.
 
     Raises:
-        InvalidInput: `CONFIG_INVALID` for another kind of file, or where matplotlib is not installed.
+        InvalidInput: `CONFIG_INVALID` for another kind of file, or where matplotlib is not installed;
+            `FILE_EXISTS` where it cannot be written.
     """
     if path.suffix not in _SUFFIXES:
         raise InvalidInput(Reason.CONFIG_INVALID, f"{path.name} is no kind of picture", "end it in .svg, .png or .html")
@@ -50,10 +51,12 @@ def plot(results: Sequence[Result], knob: Sequence[tuple[int, Summary]], path: P
     kind = "png" if path.suffix == ".png" else "svg"
     figure.savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
-    if path.suffix == ".html":
-        path.write_text(_page(buffer.getvalue(), [*rows, *(row for _, row in knob)]), encoding="utf-8")
-    else:
-        path.write_bytes(buffer.getvalue())
+    page = _page(buffer.getvalue(), [*rows, *(row for _, row in knob)]).encode() if path.suffix == ".html" else None
+    try:
+        path.write_bytes(buffer.getvalue() if page is None else page)
+    except OSError:
+        hint = "name a file in a folder you may write to"
+        raise InvalidInput(Reason.FILE_EXISTS, f"{path} cannot be written", hint) from None
 
 
 def _frontier(axis: Any, rows: Sequence[Summary], knob: Sequence[tuple[int, Summary]]) -> None:

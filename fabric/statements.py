@@ -57,6 +57,9 @@ class SigningKey:
         return self.private.sign(message)
 
 
+_PRINTED = "copy it as `fabric evidence keys` prints it, or ask who signs"
+
+
 @dataclass(frozen=True, slots=True)
 class PublicKey:
     """An Ed25519 public key of 32 bytes; its id is the SHA-256 of those bytes."""
@@ -92,7 +95,7 @@ class PublicKey:
         except ValueError:
             raw = b""
         if len(raw) != 32:
-            raise StatementInvalid(Reason.KEY_UNKNOWN, "a trusted key is not 32 bytes in base64")
+            raise StatementInvalid(Reason.KEY_UNKNOWN, "a trusted key is not 32 bytes in base64", _PRINTED)
         return cls(raw)
 
 

@@ -45,7 +45,10 @@ def load_function(target: str, folder: Path) -> Callable[..., Any]:
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
-        near = nearest(module_name, [each.stem for each in folder.glob("*.py")])
+        there = [each.stem for each in folder.glob("*.py")]
+        near = (
+            nearest(module_name, there) if there else f"there is no Python file in {folder}; go to the folder it is in"
+        )
         raise InvalidInput(Reason.CONFIG_MISSING, f"there is no module {error.name!r}", near) from None
     except Exception as error:  # noqa: BLE001 - a module that reads data may quote it
         kind = type(error).__name__

@@ -368,3 +368,29 @@ def _left_of(marker):
         if not left or time.monotonic() > deadline:
             return left
         time.sleep(0.2)
+
+
+def test_what_a_newcomer_gets_wrong_is_said_in_words_with_a_way_out(starter):
+    assert cli("evidence", "--save", "b.json", cwd=starter).returncode == 0
+    for words, status, code in (
+        (("simulate", "synthetic:20", "--plot", "no/such/x.svg"), 2, "FILE_EXISTS"),
+        (("cost", "--format", "csv", "--out", "no/such/x.csv"), 2, "FILE_EXISTS"),
+        (("verify", "people.csv"), 4, "EVIDENCE_INVALID"),
+        (("verify", "b.json", "--key", "xx"), 3, "KEY_UNKNOWN"),
+        (("xray", "train:network"), 2, "CONFIG_MISSING"),
+        (("env",), 5, "FABRIC_DOWN"),
+    ):
+        done = cli(*words, cwd=starter)
+        assert (done.returncode, f"Code: {code}" in done.stderr, "Hint: " in done.stderr) == (status, True, True), words
+        assert "nothing is declared" not in done.stderr
+
+
+def test_a_fabric_that_was_renamed_or_whose_state_is_a_file_says_what_to_restore(starter):
+    assert cli("evidence", cwd=starter).returncode == 0
+    text = (starter / "fabric.toml").read_text()
+    (starter / "fabric.toml").write_text(text.replace('name = "starter"', 'name = "renamed"'))
+    assert "restore fabric.name" in cli("evidence", cwd=starter).stderr
+    (starter / "fabric.toml").write_text(text.replace('name = "starter"', 'name = "starter"\nstate = "people.csv"'))
+    for command in ("status", "doctor", "env"):
+        done = cli(command, cwd=starter)
+        assert (done.returncode, "set fabric.state" in done.stderr) == (2, True), command
