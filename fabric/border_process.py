@@ -11,12 +11,13 @@ import json
 import logging
 import os
 import resource
+import select
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,9 +84,7 @@ def serve(config_path: Path) -> None:
     _limit(config.border.memory_mib)
     transport = _log_json()
     home = Home.open(config.state)
-    ended = threading.Event()
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, lambda *_: ended.set())
+    told, tell = _signalled(lambda: None)
     key = home.signing_key()
     ledger = open_ledger(config, home, key)
     service = BorderService(
@@ -103,8 +102,10 @@ def serve(config_path: Path) -> None:
     before = standing(home)
     port = service.start(config.border.port or (before.port if before else 0))
     _tell(home, config, port)
-    threading.Thread(target=_until_alone, args=(ended,), daemon=True).start()
-    ended.wait()
+    threading.Thread(target=_until_alone, args=(tell,), daemon=True).start()
+    os.read(told, 4_096)
+    # However a call that is under way takes it: it was asked to end.
+    threading.Thread(target=_end_at_last, daemon=True).start()
     service.stop(GRACE_S)
     ledger.close()
 
@@ -114,35 +115,69 @@ def supervise(config_path: Path) -> int:
 
     What was wrong before it was ever ready is not tried again.
     """
-    stopping = threading.Event()
-    child: subprocess.Popen[str] | None = None
+    stopping = False
 
-    def stop(*_: object) -> None:
-        stopping.set()
-        if child is not None and child.poll() is None:
-            child.send_signal(signal.SIGTERM)
+    def stop() -> None:
+        nonlocal stopping
+        stopping = True
 
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, stop)
+    told, tell = _signalled(stop)
     pause, ever_ready = _FIRST_PAUSE_S, False
     while True:
         began = time.monotonic()
         child = subprocess.Popen(
             _command(config_path), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_environment()
         )
-        assert child.stdout is not None  # noqa: S101 - it is a pipe
-        for line in child.stdout:
-            ever_ready = ever_ready or line.startswith(READY)
-            sys.stdout.write(line)
-            sys.stdout.flush()
-        status = child.wait()
-        if stopping.is_set() or status == 0:
-            return 0 if stopping.is_set() else status
+        lines = _Forwarded(child, tell)
+        while not lines.over:
+            if stopping:
+                child.terminate()
+            os.read(told, 4_096)
+        status, ever_ready = child.wait(), ever_ready or lines.ready
+        if stopping or status == 0:
+            return 0
         if not ever_ready:
             return status
         pause = _FIRST_PAUSE_S if time.monotonic() - began > _STEADY_S else min(2 * pause, _LONGEST_PAUSE_S)
-        if stopping.wait(pause):
-            return 0
+        until = time.monotonic() + pause
+        while (left := until - time.monotonic()) > 0:
+            if select.select([told], [], [], left)[0]:
+                os.read(told, 4_096)
+            if stopping:
+                return 0
+
+
+class _Forwarded(threading.Thread):
+    """Prints what a child prints, notes whether it was ready, and tells when it ends."""
+
+    def __init__(self, child: subprocess.Popen[str], tell: int) -> None:
+        super().__init__(daemon=True)
+        self._child, self._tell, self.ready, self.over = child, tell, False, False
+        self.start()
+
+    def run(self) -> None:
+        """Read until the child's standard output ends."""
+        assert self._child.stdout is not None  # noqa: S101 - it is a pipe
+        for line in self._child.stdout:
+            self.ready = self.ready or line.startswith(READY)
+            sys.stdout.write(line)
+            sys.stdout.flush()
+        self.over = True
+        os.write(self._tell, b".")
+
+
+def _signalled(stop: Callable[[], None]) -> tuple[int, int]:
+    """Have `stop` called on a signal to end; return the end of a pipe that can be read then, and its other one.
+
+    The kernel may give a signal to any thread. Python's handlers run in the main one, which a signal to another does
+    not wake from a system call; what is written to the pipe does.
+    """
+    told, tell = os.pipe()
+    os.set_blocking(tell, False)
+    signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, lambda *_: stop())
+    return told, tell
 
 
 def _command(config_path: Path) -> Sequence[str]:
@@ -158,12 +193,14 @@ def _environment() -> dict[str, str]:
 
 def main(config_path: str) -> None:
     """Serve, as the process that `supervise` starts; what is wrong goes to standard error, as everywhere."""
+    status = 0
     try:
         serve(Path(config_path))
     except FabricError as error:
         sys.stderr.write(f"Error: {error}\n")
-        # gRPC's threads would hold the process for a while.
-        os._exit(error.exit_status)
+        status = error.exit_status
+    # Neither gRPC's threads nor the one that reads standard input are waited for: all that counts is written.
+    os._exit(status)
 
 
 def _tell(home: Home, config: Config, port: int) -> None:
@@ -184,11 +221,16 @@ def _place(home: Home) -> Path:
     return home.border_folder("tls").parent / "service.json"
 
 
-def _until_alone(ended: threading.Event) -> None:
+def _until_alone(tell: int) -> None:
     """Wait until standard input ends: whoever started this is gone, or let go."""
-    while sys.stdin.buffer.read(4_096):
+    while os.read(0, 4_096):
         pass
-    ended.set()
+    os.write(tell, b".")
+
+
+def _end_at_last() -> None:
+    time.sleep(3 * GRACE_S)
+    os._exit(0)
 
 
 def _limit(memory_mib: int) -> None:

@@ -7,6 +7,7 @@ import pickle
 import signal
 import socket
 import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from fabric.matrix import SealedMatrix
 from fabric.recording import now
 from fabric.specs import MAX_TRIALS
 from fabric.staging import Staging
+from fabric.stores import Home
 from fabric.tokens import read_token
 
 MIB = 1024 * 1024
@@ -455,3 +457,41 @@ def test_a_million_refusals_in_an_hour_are_a_handful_of_records():
     meter = Meter()
     told = sum(meter.admit(("public", "border:DoGet", "TOKEN_INVALID"), n * 0.0036) >= 0 for n in range(1_000_000))
     assert told < 12
+
+
+def test_a_signal_to_end_is_heard_whichever_thread_the_kernel_gives_it_to():
+    program = """
+import os, signal, threading, time
+from fabric.border_process import _signalled
+
+heard = []
+told, _ = _signalled(lambda: heard.append(True))
+
+def other():
+    time.sleep(0.3)  # the main thread is in its system call by now
+    signal.pthread_kill(threading.get_ident(), signal.SIGTERM)
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+
+threading.Thread(target=other, daemon=True).start()
+os.read(told, 16)
+print(bool(heard))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_ctrl_c_ends_the_service_and_what_keeps_it_running(tmp_path):
+    (tmp_path / "fabric.toml").write_text(FABRIC)
+    command = [str(BIN / "fabric"), "border", "serve"]
+    serving = subprocess.Popen(
+        command, cwd=tmp_path, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True
+    )
+    try:
+        assert serving.stdout.readline().startswith("border ready")
+        served_by = standing(Home.open(tmp_path / ".fabric"))
+        os.killpg(serving.pid, signal.SIGINT)
+        assert serving.wait(timeout=60) == 0
+        assert not served_by.alive
+    finally:
+        serving.kill()
+        serving.stdout.close()
