@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -42,6 +43,7 @@ class Capacity:
     store: JobStore
     book: PriceBook
     _answered: dict[str, tuple[float, Health]] = field(default_factory=dict)
+    _asking: dict[str, threading.Thread] = field(default_factory=dict)
     _short: dict[str, float] = field(default_factory=dict)
 
     def pools(self, now_s: float) -> Iterable[Pool]:
@@ -67,12 +69,21 @@ class Capacity:
             yield _priced(pool, self.book.at(now_s).of(zone))
 
     def _elsewhere(self, zone: Zone, now_s: float) -> Pool:
-        """Return a zone that is a cluster of its own: as large as declared, as healthy as it answers."""
-        seen_s, health = self._answered.get(zone.name, (-math.inf, Health.UNKNOWN))
-        if not 0 <= now_s - seen_s < PROBE_EVERY_S:
-            health = Health.HEALTHY if answers(self.session, zone) else Health.DOWN
-            self._answered[zone.name] = seen_s, health = now_s, health
+        """Return a zone that is a cluster of its own: as large as declared, as healthy as it answered last.
+
+        It is asked in a thread: how long another zone takes for its answer holds up nobody but itself. An answer that
+        is old counts as none (`dispatch_rules.Rules.stale_s`).
+        """
+        seen_s, health = self._answered.get(zone.name, (0.0, Health.UNKNOWN))
+        asking = self._asking.get(zone.name)
+        if not 0 <= now_s - seen_s < PROBE_EVERY_S and (asking is None or not asking.is_alive()):
+            self._asking[zone.name] = threading.Thread(target=self._ask, args=(zone, now_s), daemon=True)
+            self._asking[zone.name].start()
         return replace(static_pool(zone), health=health, observed_s=seen_s)
+
+    def _ask(self, zone: Zone, now_s: float) -> None:
+        health = Health.HEALTHY if answers(self.session, zone) else Health.DOWN
+        self._answered[zone.name] = now_s, health
 
     def _here(
         self,

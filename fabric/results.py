@@ -18,6 +18,8 @@ from sanitize.sealing import open_chunk, seal
 
 MAX_RESULT_BYTES = 64 * 1024 * 1024
 MAX_JSON_DEPTH = 32
+MAX_JSON_VALUES = 4_000_000
+"""Values in a result of JSON, at most, commas in texts counted: an empty list of two bytes takes fifty in memory."""
 _INTEGER_DIGITS = 20
 _SHOWN_CHARS = 400
 
@@ -85,11 +87,13 @@ def told_failure(kind: str, content: bytes, *, what: str, way_out: str = "") -> 
 
 
 def read_json(content: bytes) -> Any:
-    """Return the JSON in bytes from anywhere: UTF-8, no name twice, finite numbers, bounded depth and integers.
+    """Return the JSON in bytes from anywhere: UTF-8, no name twice, finite numbers, bounded depth, size and integers.
 
     Raises:
         InvalidInput: `RESULT_REFUSED`.
     """
+    if sum(map(content.count, (b",", b"[", b"{"))) > MAX_JSON_VALUES:
+        raise _refused(f"the result has more than {MAX_JSON_VALUES} values", "return a pyarrow.Table of numbers")
     try:
         value = json.loads(
             content.decode("utf-8"),

@@ -11,7 +11,7 @@ from conftest import PLANTED
 from fabric.constants import CapsuleLimits, Constants
 from fabric.errors import FabricError, InvalidInput, Reason, RemoteFailure
 from fabric.parameters import unfit as unfit_in
-from fabric.results import decode, encode
+from fabric.results import MAX_JSON_VALUES, MAX_RESULT_BYTES, decode, encode
 from fabric.searching import outcomes
 from fabric.specs import SweepSpec, parse
 from fabric.sweeping import rank
@@ -84,6 +84,14 @@ def test_an_answer_of_another_shape_is_refused(answer):
     with pytest.raises((InvalidInput, RemoteFailure)) as caught:
         decode(answer)
     assert caught.value.reason in (Reason.RESULT_REFUSED, Reason.REMOTE_FAILED, Reason.MATRIX_MALFORMED)
+
+
+def test_a_result_that_would_take_many_times_its_bytes_of_memory_is_refused_before_it_is_read():
+    content = b"[" + b"[]," * MAX_JSON_VALUES + b"[]]"
+    with pytest.raises(InvalidInput, match="values") as caught:
+        decode(("json", content))
+    assert caught.value.reason is Reason.RESULT_REFUSED
+    assert len(content) < MAX_RESULT_BYTES
 
 
 def test_of_a_remote_error_only_the_class_is_told():

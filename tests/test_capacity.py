@@ -1,11 +1,17 @@
 """What room a zone has: nodes that are there, nodes that come when they are asked for, and what other work holds."""
 
+import threading
+import time
+
 import pytest
 from dispatch_lab import Lab
+from test_outside import says, served
 
-from fabric.capacity import NODES_COME_S, bundles, pool_of
-from fabric.config import load_config
+from fabric.capacity import NODES_COME_S, Capacity, bundles, pool_of
+from fabric.catalogue import PriceBook
+from fabric.config import Environment, load_config
 from fabric.fleet import Health
+from fabric.session import Session
 from fabric.starter import write_starter
 from fabric.zones import Topology, Zone, ZoneKind
 
@@ -51,6 +57,32 @@ def test_what_other_work_holds_is_taken_and_the_queues_own_is_not_counted_twice(
     assert seen(INSIDE, node("a", CPU=6.0), free=free, held=2, spared=1).cpus_taken == 2
     waiting = seen(INSIDE, held=2, elastic=True)  # placed, and its nodes are still to come
     assert (waiting.cpus_total, waiting.cpus_taken) == (5, 0)
+
+
+def test_a_zone_that_answers_slowly_holds_up_nobody_and_is_unknown_until_it_has_answered(tmp_path):
+    answered = threading.Event()
+
+    def slow(handler):
+        answered.wait(60)
+        says(b"", 404)(handler)
+
+    with served(slow) as (jobs, _):
+        write_starter(tmp_path, topology=Topology.FEDERATED)
+        (tmp_path / "token").write_text("of-that-cluster")
+        with (tmp_path / "fabric.toml").open("a") as file:
+            file.write(f'\n[outside.public]\njobs = "{jobs.url}"\ntoken_file = "token"\n')
+        session = Session.open(Environment.read({"FABRIC_PERSON": "someone"}), config_path=tmp_path)
+        try:
+            capacity = Capacity(session=session, store=Lab(tmp_path).store, book=PriceBook(session.config.prices))
+            public = session.config.zones["public"]
+            asked = capacity._elsewhere(public, NOW)
+            assert (asked.health, asked.observed_s) == (Health.UNKNOWN, 0.0)
+            answered.set()
+            while (pool := capacity._elsewhere(public, NOW)).health is Health.UNKNOWN:
+                time.sleep(0.01)
+            assert (pool.health, pool.observed_s, pool.cpus_total) == (Health.HEALTHY, NOW, public.slots)
+        finally:
+            session.ledger.close()
 
 
 @pytest.mark.parametrize("topology", Topology)
