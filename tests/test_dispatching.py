@@ -88,7 +88,7 @@ def until(up: Living, ready, seconds: float = 240) -> dict[str, dict]:
     end = time.monotonic() + seconds
     while not ready(jobs := queue(up)):
         assert time.monotonic() < end, json.dumps(jobs, indent=1)
-        time.sleep(0.5)
+        time.sleep(1.5)  # each look is a process: it would take the work's own time
     return jobs
 
 
