@@ -487,7 +487,10 @@ def _hold_form(hold: Hold) -> dict[str, Any]:
         "reason": hold.reason.value,
         "until_s": None if hold.until_s is None else math.ceil(hold.until_s / 60) * 60,
         "numbers": dict(hold.numbers),
-        "zones": {each.pool: [each.reason.value, dict(each.numbers)] for each in hold.obstacles},
+        "zones": {
+            each.pool: {"reason": each.reason.value, "numbers": dict(each.numbers), "rules": list(each.rules)}
+            for each in hold.obstacles
+        },
     }
 
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import UTC, datetime
-
 from fabric.errors import FabricError, Reason, Refused
+from fabric.fleet import Hold, Obstacle
+from fabric.holds import text
 from fabric.job_store import Row, State
 
 
@@ -27,15 +26,23 @@ def waiting_line(row: Row) -> str:
     hold = row.hold
     if not hold:
         return f"job {row.id} waits: nobody has looked at it yet"
-    until = hold.get("until_s")
-    when = f", until {datetime.fromtimestamp(until, UTC):%Y-%m-%d %H:%MZ} at the earliest" if until else ""
-    zones = "; ".join(f"{zone}: {code}{_told(found)}" for zone, (code, found) in hold.get("zones", {}).items())
-    parts = zones or _told(hold.get("numbers", {})).strip()
-    return f"job {row.id} waits: {hold['reason']}{f' ({parts})' if parts else ''}{when}"
-
-
-def _told(numbers: Mapping[str, int]) -> str:
-    return "".join(f"{',' if at else ''} {name} {value}" for at, (name, value) in enumerate(numbers.items()))
+    obstacles = [
+        Obstacle(
+            pool=pool,
+            reason=Reason(told["reason"]),
+            numbers=tuple(told["numbers"].items()),
+            rules=tuple(told["rules"]),
+        )
+        for pool, told in hold["zones"].items()
+    ]
+    why = Hold(
+        job=row.id,
+        reason=Reason(hold["reason"]),
+        until_s=hold["until_s"],
+        numbers=tuple(hold["numbers"].items()),
+        obstacles=tuple(obstacles),
+    )
+    return f"job {row.id} waits: {text(why)}"
 
 
 def said_of(row: Row) -> str:

@@ -74,12 +74,12 @@ def test_a_job_that_may_not_leave_waits_and_says_why_with_numbers(lab):
     assert lab.states()["b"] == "queued"
     assert found["reason"] == "WAITS_FOR_ROOM"
     assert found["zones"] == {
-        "private": ["WAITS_FOR_ROOM", {"free": 0, "needs": 1, "total": 1}],
-        "public": ["POLICY_DENIED", {}],
+        "private": {"reason": "WAITS_FOR_ROOM", "numbers": {"free": 0, "needs": 1, "total": 1}, "rules": []},
+        "public": {"reason": "POLICY_DENIED", "numbers": {}, "rules": []},
     }
     assert waiting_line(lab.store.find("b")) == (
-        "job b waits: WAITS_FOR_ROOM (private: WAITS_FOR_ROOM free 0, needs 1, total 1; public: POLICY_DENIED), "
-        "until 2026-11-27 17:21Z at the earliest"
+        "job b waits: private: needs 1, 0 free; public refused: policy says no; earliest 2026-11-27 17:21 "
+        "[WAITS_FOR_ROOM]"
     )
     assert lab.balance() == (0, 0)
 
@@ -111,7 +111,7 @@ def test_the_reason_of_a_job_that_waits_on_follows_what_has_changed(lab):
     for _ in range(40):
         lab.clock_s += 1
         dispatcher.turn()
-    assert hold(lab, "b")["zones"]["private"][0] == "ZONE_DOWN"
+    assert hold(lab, "b")["zones"]["private"]["reason"] == "ZONE_DOWN"
 
 
 def test_a_job_that_may_leave_does_when_the_private_zone_is_full_and_is_paid_for_first(lab):
@@ -342,7 +342,7 @@ def test_what_runs_in_a_pool_whose_name_is_another_now_is_counted_and_not_starte
         lab.clock_s += 1
         again.turn()
     assert lab.states() == {"a": "running", "b": "queued"}
-    assert hold(lab, "b")["zones"]["private/H200"] == ["WAITS_FOR_ROOM", {"needs": 1, "free": 0, "total": 1}]
+    assert hold(lab, "b")["zones"]["private/H200"]["numbers"] == {"needs": 1, "free": 0, "total": 1}
     assert [r["body"]["job"] for r in lab.records("dispatch") if r["body"]["what"] == "place"] == ["a"]
     lab.finish("a")
     again.turn()
