@@ -31,13 +31,15 @@ def doctor(
         )
     observed = observe(cluster, list(loaded.zones.values()), ray_version=version("ray"))
     findings = judge(observed)
+    seen = {
+        "nodes": len(observed.nodes) + len(observed.apart),
+        "jobs": len(observed.jobs),
+        "work": len(observed.work),
+    }
     if as_json:
-        seen = {"nodes": len(observed.nodes), "jobs": len(observed.jobs), "work": len(observed.work)}
         typer.echo(json.dumps({"looked_at": seen, "findings": [each.to_json() for each in findings]}, indent=2))
     else:
-        typer.echo(
-            f"Looked at {len(observed.nodes)} nodes, {len(observed.jobs)} jobs, {len(observed.work)} pieces of work."
-        )
+        typer.echo(f"Looked at {seen['nodes']} nodes, {seen['jobs']} jobs, {seen['work']} pieces of work.")
         typer.echo("\n".join(map(_told, findings)) if findings else "Nothing is open.")
     if any(finding.severity is Severity.OPEN for finding in findings):
         raise typer.Exit(_OPEN_STATUS)

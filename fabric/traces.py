@@ -166,7 +166,8 @@ def read_trace(source: str, *, seed: int) -> Iterator[TraceJob]:
         return synthetic(int(count), seed=seed)
     path = Path(source)
     if not path.is_file():
-        raise _invalid(f"there is no {path.name}", "name a CSV or Parquet file, or synthetic:COUNT")
+        what = f"{path.name} is a folder" if path.is_dir() else f"there is no {path.name}"
+        raise _invalid(what, "name a CSV or Parquet file, or synthetic:COUNT")
     rows = _rows(path)
     first = next(rows, None)
     if first is None:
