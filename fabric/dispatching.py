@@ -242,9 +242,15 @@ def _jobs_url(session: Session) -> str:
     cluster = running(session.config.state)
     if cluster is not None:
         return cluster.dashboard_url
-    found = session.environment.variables.get("RAY_API_SERVER_ADDRESS", "")
+    found = session.environment.variables.get("RAY_API_SERVER_ADDRESS", "") or rays_jobs_url()
     if not found:
         raise ClusterUnavailable(
             Reason.FABRIC_DOWN, "nobody says where Ray's Jobs API is", "set RAY_API_SERVER_ADDRESS to its URL"
         )
     return found
+
+
+def rays_jobs_url() -> str:
+    """Return where Ray says that the Jobs API of this process's cluster is; empty if it has none."""
+    found = ray._private.worker.get_dashboard_url()
+    return f"http://{found}" if found else ""

@@ -233,8 +233,11 @@ def test_a_driver_submitted_by_rays_own_means_waits_for_a_place_and_runs_there(u
 def test_a_notebook_submits_a_matrix_and_gets_its_run(up, story):
     program = """
 import fabric
+from fabric.local_cluster import running
 from fabric.specs import QueueSpec, TrainingSpec
 with fabric.connect() as session:
+    from fabric.dispatching import rays_jobs_url
+    assert rays_jobs_url() == running(session.session.config.state).dashboard_url
     matrix = session.sanitize(session.records("people"), session.recipe("people.recipe.toml"), hold_back=0.2)
     spec = TrainingSpec(epochs=60, checkpoint_every=30)
     job = session.submit(matrix, spec, justification="test", token="from-a-notebook", queue=QueueSpec(minutes=1))
@@ -317,7 +320,7 @@ def test_what_the_dispatcher_counts_is_on_the_page_that_prometheus_scrapes_off_r
 
 
 def test_a_cluster_that_is_killed_and_started_again_loses_no_job_and_charges_none_twice(up, story):
-    write_job(up, "survivor", epochs=600, every=200, minutes=1, workers=2)
+    write_job(up, "survivor", epochs=300, every=100, minutes=1, workers=2)
     job, behind = submit(up, "survivor", *STAYS), submit(up, "stayer", *STAYS, token="behind")
     until(up, lambda jobs: jobs[job]["state"] == "running" and jobs[behind]["state"] == "queued")
     for zone in ("private", "public"):
