@@ -11,23 +11,18 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import sqlite3
-import threading
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from fabric.budgets import Balance, Limit, Order, Unit, Window, concerned, refusal
 from fabric.charges import Terms, Usage
+from fabric.database import Database, SQLiteDatabase
 from fabric.errors import FabricError, InvalidInput, Reason
 from fabric.fleet import Scope
 from fabric.labels import Classification, WorkloadClass, is_token
-from fabric.ledger_store import BUSY_TIMEOUT_S, write_ahead
 from fabric.money import MAX_MICROS
 
 DATABASE_NAME = "budgets.sqlite3"
@@ -62,23 +57,6 @@ class Reservation:
     spent_micros: int | None = None
     usage: Usage | None = None
     ended_at: float | None = None
-
-
-class Database(Protocol):
-    """A connection that speaks the SQL below, which SQLite and PostgreSQL both do, with `:name` parameters."""
-
-    def transaction(self, *, write: bool) -> AbstractContextManager[None]:
-        """Commit what the block writes, all or nothing, durably.
-
-        Raises:
-            FabricError: `EVIDENCE_UNWRITABLE`.
-        """
-
-    def run(self, statement: str, **values: object) -> tuple[int, list[tuple[Any, ...]]]:
-        """Run one statement and return how many rows it changed, and the rows that it returned."""
-
-    def close(self) -> None:
-        """Close it; closing twice is the same as once."""
 
 
 _NEW = """
@@ -269,68 +247,6 @@ class BudgetStore:
             )
 
 
-class SQLiteBudgets:
-    """The budgets of one machine, in a file of mode 0600: WAL, `synchronous=FULL`."""
-
-    def __init__(self, folder: Path) -> None:
-        """Open the database in `folder`, made if it is not there.
-
-        Raises:
-            FabricError: `EVIDENCE_UNWRITABLE`.
-        """
-        self._folder = folder
-        self._lock = threading.RLock()
-        try:
-            self._db = sqlite3.connect(
-                _private_file(folder), timeout=BUSY_TIMEOUT_S, isolation_level=None, check_same_thread=False
-            )
-        except (OSError, sqlite3.Error) as error:
-            raise self._unwritable(error) from None
-        try:
-            if write_ahead(self._db, until=time.monotonic() + BUSY_TIMEOUT_S) != "wal":
-                raise sqlite3.NotSupportedError
-            self._db.execute("PRAGMA synchronous=FULL")
-            with self.transaction(write=True):
-                for statement in SQLITE_SCHEMA:
-                    self._db.execute(statement)
-        except sqlite3.Error as error:
-            self._db.close()
-            raise self._unwritable(error) from None
-
-    @contextmanager
-    def transaction(self, *, write: bool) -> Iterator[None]:
-        """Commit what the block writes, all or nothing, durably."""
-        with self._lock:
-            try:
-                self._db.execute("BEGIN IMMEDIATE" if write else "BEGIN DEFERRED")
-                yield
-                self._db.execute("COMMIT")
-            except sqlite3.Error as error:
-                raise self._unwritable(error) from None
-            finally:
-                with suppress(sqlite3.Error):
-                    if self._db.in_transaction:
-                        self._db.execute("ROLLBACK")
-
-    def run(self, statement: str, **values: object) -> tuple[int, list[tuple[Any, ...]]]:
-        """Run one statement."""
-        cursor = self._db.execute(statement, values)
-        return cursor.rowcount, cursor.fetchall()
-
-    def close(self) -> None:
-        """Close the database; closing twice is the same as once."""
-        with self._lock:
-            self._db.close()
-
-    def _unwritable(self, error: Exception) -> FabricError:
-        why = getattr(error, "sqlite_errorname", "") or type(error).__name__
-        return FabricError(
-            Reason.EVIDENCE_UNWRITABLE,
-            f"the budgets in {str(self._folder)!r} cannot be written ({why})",
-            "let this user write there, on a local disk with room; nothing is spent that is not reserved",
-        )
-
-
 SQLITE_SCHEMA = (
     "CREATE TABLE IF NOT EXISTS meter (name TEXT NOT NULL, unit TEXT NOT NULL, starts INTEGER NOT NULL, "
     "reserved INTEGER NOT NULL CHECK (reserved >= 0), "
@@ -346,12 +262,16 @@ SQLITE_SCHEMA = (
 )
 
 
-def _private_file(folder: Path) -> Path:
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = folder / DATABASE_NAME
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-    return path
+class SQLiteBudgets(SQLiteDatabase):
+    """The budgets of one machine, in a file of mode 0600."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open the database in `folder`, made if it is not there.
+
+        Raises:
+            FabricError: `EVIDENCE_UNWRITABLE`.
+        """
+        super().__init__(folder / DATABASE_NAME, SQLITE_SCHEMA)
 
 
 def _balance(limit: Limit, window: Window, meters: Mapping[tuple[str, str, int], tuple[int, int]]) -> Balance:

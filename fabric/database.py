@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from fabric.errors import FabricError, Reason
-from fabric.ledger_store import BUSY_POLL_S, BUSY_TIMEOUT_S
+from fabric.ledger_store import BUSY_TIMEOUT_S, write_ahead
 
 
 class Database(Protocol):
@@ -55,7 +55,8 @@ class SQLiteDatabase:
         except (OSError, sqlite3.Error) as error:
             raise self._unwritable(error) from None
         try:
-            _write_ahead(self._db, until=time.monotonic() + BUSY_TIMEOUT_S)
+            if write_ahead(self._db, until=time.monotonic() + BUSY_TIMEOUT_S) != "wal":
+                raise sqlite3.NotSupportedError
             self._db.execute("PRAGMA synchronous=FULL")
             with self.transaction(write=True):
                 for statement in schema:
@@ -94,20 +95,5 @@ class SQLiteDatabase:
         return FabricError(
             Reason.EVIDENCE_UNWRITABLE,
             f"{str(self._path)!r} cannot be written ({why})",
-            "let this user write there, on a local disk with room; nothing is started that is not written down",
+            "let this user write there, on a local disk with room; what is not written down does not start",
         )
-
-
-def _write_ahead(db: sqlite3.Connection, *, until: float) -> None:
-    """Turn the write-ahead log on; SQLite's own timeout does not hold for this statement."""
-    while True:
-        try:
-            (mode,) = db.execute("PRAGMA journal_mode=WAL").fetchone()
-        except sqlite3.OperationalError as error:
-            if (error.sqlite_errorcode & 0xFF) != sqlite3.SQLITE_BUSY or time.monotonic() > until:
-                raise
-            time.sleep(BUSY_POLL_S)
-        else:
-            if mode != "wal":
-                raise sqlite3.NotSupportedError
-            return

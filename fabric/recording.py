@@ -10,8 +10,9 @@ from pathlib import Path
 
 import psutil
 
-from fabric.budget_store import BudgetStore, Database, SQLiteBudgets
+from fabric.budget_store import BudgetStore, SQLiteBudgets
 from fabric.config import Config, EvidenceTerms
+from fabric.database import Database
 from fabric.ledger import Ledger
 from fabric.ledger_store import LedgerStore, SQLiteStore
 from fabric.notes import WitnessKey
