@@ -43,12 +43,21 @@ JOB_RULES = (
 )
 
 
-def _group(name: str, head: str, worker: str, says: str, reason: Reason = Reason.MANIFEST_REFUSED) -> Check:
-    """Return a check of the head and of every group of workers."""
+_HEAD = "object.spec.headGroupSpec"
+
+
+def _group(
+    name: str, check: str, says: str, reason: Reason = Reason.MANIFEST_REFUSED, *, of_head: str = "false"
+) -> Check:
+    """Return a check, with `{g}` for the group, of the head and of every group of workers.
+
+    Args:
+        of_head: what `{of_head}` in the check stands for in the head's; in the workers' it is false.
+    """
+    head, worker = check.format(g=_HEAD, of_head=of_head), check.format(g="g", of_head="false")
     return _refuses(name, f"({head}) && variables.workers.all(g, {worker})", says, reason)
 
 
-_HEAD = "object.spec.headGroupSpec"
 _TEMPLATE = "{g}.template.metadata.labels"
 _ZONED = (
     'has({g}.labels) && has({g}.resources) && "zone" in {g}.labels && (\'zone_\' + {g}.labels["zone"]) in {g}.resources'
@@ -69,25 +78,26 @@ _PLAIN = (
     "c.all(k, !(k in ['livenessProbe', 'readinessProbe', 'startupProbe']) || !has(c[k].exec)))"
 )
 _IMAGE = "{g}.template.spec.containers.all(c, has(c.image) && c.image == variables.image)"
+_WORDS = quoted_list(sorted({"dashboard-host", "include-log-monitor", *ray_start_params(ports(), head=True)}))
 # Its values become words of a shell's command line.
 _STARTED = (
     "!has({g}.rayStartParams) || {g}.rayStartParams.all(k, "
-    "k in {words} && {g}.rayStartParams[k].matches('^[0-9a-z.]*$'))"
-)
-_WORDS = quoted_list(sorted({"dashboard-host", "include-log-monitor", *ray_start_params(ports(), head=True)}))
-_ENVIRONMENT = (
-    "{g}.template.spec.containers.all(c, !has(c.envFrom) && (!has(c.env) || c.env.all(e, e.name in {names} && "
-    "(!has(e.valueFrom) || (e.name == 'FABRIC_TRUSTED_KEYS' && has(e.valueFrom.configMapKeyRef))) && "
-    "(e.name != 'FABRIC_ZONE' || e.value == {g}.labels[\"zone\"]) && (e.name != 'HOME' || e.value == '/tmp') && "
-    "(e.name != 'RAY_RUNTIME_ENV_HOOK' || e.value == 'fabric.guard.on_init'))))"
+    f"k in {_WORDS} && {{g}}.rayStartParams[k].matches('^[0-9a-z.]*$'))"
 )
 _VARIABLES = quoted_list([
     "FABRIC_CONFIG", "FABRIC_ELASTIC", "FABRIC_GUARD", "FABRIC_TRUSTED_KEYS", "FABRIC_ZONE", "FABRIC_ZONE_KIND", "HOME",
     "RAY_ENABLE_UV_RUN_RUNTIME_ENV", "RAY_RUNTIME_ENV_HOOK", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER",
     "RAY_TRAIN_V2_ENABLED", "RAY_USAGE_STATS_ENABLED",
 ])  # fmt: skip
+_ENVIRONMENT = (
+    "{g}.template.spec.containers.all(c, !has(c.envFrom) && (!has(c.env) || c.env.all(e, "
+    f"e.name in {_VARIABLES} && "
+    "(!has(e.valueFrom) || (e.name == 'FABRIC_TRUSTED_KEYS' && has(e.valueFrom.configMapKeyRef))) && "
+    "(e.name != 'FABRIC_ZONE' || e.value == {g}.labels[\"zone\"]) && (e.name != 'HOME' || e.value == '/tmp') && "
+    "(e.name != 'RAY_RUNTIME_ENV_HOOK' || e.value == 'fabric.guard.on_init'))))"
+)
 _VOLUMES = (
-    "!has({g}.template.spec.volumes) || {g}.template.spec.volumes.all(v, has(v.emptyDir) || ({more}) || "
+    "!has({g}.template.spec.volumes) || {g}.template.spec.volumes.all(v, has(v.emptyDir) || ({of_head}) || "
     "(variables.zones.exists(z, z.name == {g}.labels[\"zone\"] && z.kind == 'private') && "
     "((has(v.configMap) && v.configMap.name == 'fabric-config') || (has(v.persistentVolumeClaim) && "
     "(v.persistentVolumeClaim.claimName == 'fabric-state' || (v.persistentVolumeClaim.claimName == 'fabric-records' "
@@ -162,46 +172,40 @@ CLUSTER_RULES = (
     ),
     _group(
         "cluster.zoned",
-        _ZONED.format(g=_HEAD),
-        _ZONED.format(g="g"),
+        _ZONED,
         "every group has the label zone and that zone's resource, and no other zone's",
     ),
     _group(
         "cluster.start",
-        _STARTED.format(g=_HEAD, words=_WORDS),
-        _STARTED.format(g="g", words=_WORDS),
+        _STARTED,
         "rayStartParams would override the group's zone, labels or resources, or say more than ports to the shell; use "
         "the group's own fields",
     ),
     _group(
         "cluster.placed",
-        _PLACED.format(g=_HEAD),
-        _PLACED.format(g="g"),
+        _PLACED,
         "a group's pods would land in, or be taken for, another zone than Ray is told; label and select by its zone",
         Reason.WRONG_ZONE,
     ),
     _group(
         "cluster.environment",
-        _ENVIRONMENT.format(g=_HEAD, names=_VARIABLES),
-        _ENVIRONMENT.format(g="g", names=_VARIABLES),
+        _ENVIRONMENT,
         "a group has a variable that fabric.toml does not give it: it could run code before Ray, or hold a secret",
     ),
     _group(
         "cluster.volumes",
-        _VOLUMES.format(g=_HEAD, more=_TOKEN),
-        _VOLUMES.format(g="g", more="false"),
+        _VOLUMES,
         "a group mounts more than it is given; records, state and configuration are mounted in the private zone only",
+        of_head=_TOKEN,
     ),
     _group(
         "cluster.plain",
-        _PLAIN.format(g=_HEAD),
-        _PLAIN.format(g="g"),
+        _PLAIN,
         "a group has more than its Ray container, or runs something before Ray; code comes as jobs",
     ),
     _group(
         "cluster.image",
-        _IMAGE.format(g=_HEAD),
-        _IMAGE.format(g="g"),
+        _IMAGE,
         "a group runs another image than [clusters] of fabric.toml declares",
     ),
     _refuses(
@@ -219,8 +223,7 @@ CLUSTER_RULES = (
     ),
     _group(
         "cluster.cpus",
-        _BARE.format(g=_HEAD),
-        _BARE.format(g="g"),
+        _BARE,
         'a group outside the private zone offers CPU or memory; set resources to CPU: "0" and memory: "1"',
     ),
 )

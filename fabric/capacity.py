@@ -146,12 +146,8 @@ def pool_of(
         health = Health.THROTTLED if late else Health.HEALTHY
     else:
         health = Health.DOWN if not alive else Health.HEALTHY if len(alive) == len(nodes) else Health.DEGRADED
-    return Pool(
-        zone=zone.name,
-        kind=zone.kind,
-        provider=zone.provider,
-        region=zone.region,
-        gpu_model=zone.gpu_model,
+    return replace(
+        declared,
         gpus_total=gpus,
         gpus_taken=min(gpus, gpus_taken),
         cpus_total=total,

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from fabric.errors import FabricError, Reason
 from fabric.fleet import (
@@ -46,6 +46,7 @@ from fabric.fleet import (
     Verdict,
     VerdictsSeen,
 )
+from fabric.holds import to_json
 from fabric.job_store import SIGN, Attempt, JobStore, Place, Row, State
 from fabric.labels import Labels, WorkloadClass
 from fabric.launching import Drive, Launcher, Life
@@ -407,7 +408,7 @@ class Dispatcher:
             hold = decision.explain(job, now)
             if hold is not None:
                 self._explained[job] = now
-                self.store.note_hold(job, _hold_form(hold))
+                self.store.note_hold(job, to_json(hold))
 
     def _is_final(self, row: Row, action: Hold, decision: Decision, now: float) -> bool:
         """Say whether a spent budget refuses a job: it is declared so, and no pool inside could ever take it."""
@@ -479,19 +480,6 @@ def submission_of(row: Row) -> str:
 def preparation_of(row: Row) -> str:
     """Return the id of the driver that sanitizes a job's records."""
     return f"fabric-{row.id}-{row.preparing}{_PREPARING}"
-
-
-def _hold_form(hold: Hold) -> dict[str, Any]:
-    """Return a hold as the queue keeps it; times in whole minutes, so that a guess that moves a little is no change."""
-    return {
-        "reason": hold.reason.value,
-        "until_s": None if hold.until_s is None else math.ceil(hold.until_s / 60) * 60,
-        "numbers": dict(hold.numbers),
-        "zones": {
-            each.pool: {"reason": each.reason.value, "numbers": dict(each.numbers), "rules": list(each.rules)}
-            for each in hold.obstacles
-        },
-    }
 
 
 def labels_of(row: Row) -> dict[str, str]:

@@ -1,9 +1,11 @@
-"""Holds in words: why a job waits, until when, and what stands in each pool's way."""
+"""Holds in words and as JSON: why a job waits, until when, and what stands in each pool's way."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 from fabric.errors import Reason
 from fabric.fleet import MICROS, Hold, Job, Obstacle
@@ -45,6 +47,38 @@ def text(hold: Hold, job: Job | None = None) -> str:
         parts = [_filled(hold.reason, hold.numbers)]
     earliest = "" if hold.until_s is None else f"; earliest {clock(hold.until_s)}"
     return f"{asked}{'; '.join(parts)}{earliest} [{hold.reason.value}]"
+
+
+def to_json(hold: Hold) -> dict[str, Any]:
+    """Return a hold as plain JSON values; times in whole minutes, so that a guess that moves a little is no change."""
+    return {
+        "reason": hold.reason.value,
+        "until_s": None if hold.until_s is None else math.ceil(hold.until_s / 60) * 60,
+        "numbers": dict(hold.numbers),
+        "zones": {
+            each.pool: {"reason": each.reason.value, "numbers": dict(each.numbers), "rules": list(each.rules)}
+            for each in hold.obstacles
+        },
+    }
+
+
+def from_json(job: str, raw: Mapping[str, Any]) -> Hold:
+    """Return the hold of a job that `to_json` wrote."""
+    return Hold(
+        job=job,
+        reason=Reason(raw["reason"]),
+        until_s=raw["until_s"],
+        numbers=tuple(raw["numbers"].items()),
+        obstacles=tuple(
+            Obstacle(
+                pool=pool,
+                reason=Reason(told["reason"]),
+                numbers=tuple(told["numbers"].items()),
+                rules=tuple(told["rules"]),
+            )
+            for pool, told in raw["zones"].items()
+        ),
+    )
 
 
 def clock(at_s: float) -> str:

@@ -91,8 +91,7 @@ def _verdict(decisions: tuple[Decision, ...], move: MoveRequest, until_s: float)
     if refused is None:
         return Verdict(permitted=True, rules=tuple(rule.id for rule in decisions[-1].rules), until_s=until_s)
     risk = move.risk
-    short = risk is not None and risk.k < risk.k_required
-    facts = (("k", risk.k), ("k_required", risk.k_required)) if risk is not None and short else ()
+    facts = (("k", risk.k), ("k_required", risk.k_required)) if risk and risk.k < risk.k_required else ()
     rules = tuple(rule.id for rule in refused.rules)
     return Verdict(permitted=False, code=refused.code.value, rules=rules, facts=facts, until_s=until_s)
 

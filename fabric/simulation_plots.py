@@ -51,9 +51,11 @@ def plot(results: Sequence[Result], knob: Sequence[tuple[int, Summary]], path: P
     kind = "png" if path.suffix == ".png" else "svg"
     figure.savefig(buffer, format=kind, dpi=120, metadata={"Date": None} if kind == "svg" else None)
     plt.close(figure)
-    page = _page(buffer.getvalue(), [*rows, *(row for _, row in knob)]).encode() if path.suffix == ".html" else None
+    content = buffer.getvalue()
+    if path.suffix == ".html":
+        content = _page(content, [*rows, *(row for _, row in knob)]).encode()
     try:
-        path.write_bytes(buffer.getvalue() if page is None else page)
+        path.write_bytes(content)
     except OSError:
         hint = "name a file in a folder you may write to"
         raise InvalidInput(Reason.FILE_EXISTS, f"{path} cannot be written", hint) from None

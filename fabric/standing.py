@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from fabric.errors import FabricError, Reason, Refused
-from fabric.fleet import Hold, Obstacle
-from fabric.holds import text
+from fabric.holds import from_json, text
 from fabric.job_store import Row, State
 
 
@@ -23,26 +22,9 @@ def waiting_line(row: Row) -> str:
     """Return why a job waits, as one line with numbers."""
     if not row.matrix:
         return f"job {row.id} waits: its records are being sanitized"
-    hold = row.hold
-    if not hold:
+    if not row.hold:
         return f"job {row.id} waits: nobody has looked at it yet"
-    obstacles = [
-        Obstacle(
-            pool=pool,
-            reason=Reason(told["reason"]),
-            numbers=tuple(told["numbers"].items()),
-            rules=tuple(told["rules"]),
-        )
-        for pool, told in hold["zones"].items()
-    ]
-    why = Hold(
-        job=row.id,
-        reason=Reason(hold["reason"]),
-        until_s=hold["until_s"],
-        numbers=tuple(hold["numbers"].items()),
-        obstacles=tuple(obstacles),
-    )
-    return f"job {row.id} waits: {text(why)}"
+    return f"job {row.id} waits: {text(from_json(row.id, row.hold))}"
 
 
 def said_of(row: Row) -> str:

@@ -264,7 +264,6 @@ def _body(
     training = isinstance(work, TrainingSpec)
     workers = work.workers if isinstance(work, TrainingSpec) else min(work.concurrent, len(work.trials()))
     gpus = queue.gpus if queue.gpus is not None else int(any(each.gpus for each in session.config.zones.values()))
-    need = {"workers": workers, "min_workers": queue.min_workers, "gpus": gpus}
     workload = labels.workload_class or (WorkloadClass.TRAINING if training else WorkloadClass.SWEEP)
     return {
         "kind": "training" if training else "sweep",
@@ -273,7 +272,13 @@ def _body(
         "purpose": purpose,
         "all_labels": labels.to_json(),
         "workload": workload.value,
-        "need": {**need, "gpu_model": queue.gpu_model, "spot": queue.spot},
+        "need": {
+            "workers": workers,
+            "min_workers": queue.min_workers,
+            "gpus": gpus,
+            "gpu_model": queue.gpu_model,
+            "spot": queue.spot,
+        },
         "duration_s": queue.minutes * 60,
         # A sweep's trials cannot be moved; a training ends at its next checkpoint and goes on from it.
         "checkpointed": training,
