@@ -22,6 +22,14 @@ Kind = Literal["text", "integer", "float", "date"]
 STRONG_BYTES = 7
 """A pattern this long is taken for what it says; one shorter counts only beside others of its column."""
 
+STRONG_NUMBER_BYTES = 6
+"""The same of a binary number, whose zeros at either end say nothing.
+
+Measured on what the processes of a public node hold (0.5 GB without zeros and repetitions) and 5,000 drawings of eight
+rows: dates as YYYYMMDD in eight bytes lay about by chance in 0.9 per cent, other numbers of four and five bytes in up
+to 0.4.
+"""
+
 _PRINTABLE = "".join(chr(code) for code in range(0x20, 0x7F) if code != ord("%"))
 """What a message of gRPC's status leaves as it is (gRPC over HTTP2, Status-Message)."""
 
@@ -124,7 +132,7 @@ def _armoured(name: str, raw: bytes) -> Iterator[_Pattern]:
 def _binary(name: str, code: str, value: float, *, weak: bool = False) -> Iterator[_Pattern]:
     for order, mark in (("le", "<"), ("be", ">")):
         raw = struct.pack(mark + code, value)
-        yield f"{name} {order}", raw, weak
+        yield f"{name} {order}", raw, weak or len(raw.strip(b"\0")) < STRONG_NUMBER_BYTES
         if len(raw) == 8 and not weak:
             yield from _armoured(f"{name} {order}", raw)
 
@@ -172,7 +180,8 @@ def _float(value: str) -> Iterator[_Pattern]:
     yield from _binary("float64", "d", float(value))
     yield from _binary("float32", "f", float(value), weak=True)
     yield from _integers(int(Decimal(value) * 100), "hundredths ")
-    yield "exponent", f"{float(value):e}".split("e")[0].rstrip("0").encode(), False
+    yield "exponent", f"{Decimal(value):e}".split("e")[0].rstrip("0").encode(), False
+    yield "exponent, rounded", f"{float(value):e}".split("e")[0].rstrip("0").encode(), True
 
 
 def _date(value: str) -> Iterator[_Pattern]:

@@ -77,7 +77,7 @@ def _row(random: Random, index: int) -> dict[str, str]:
         "condition": "renal",
         "plan": "basic",
         "visits": "7",
-        "income": str(random.randrange(2**29, 2**31) | 1),
+        "income": str(random.randrange(2**48, 2**52) | 1),  # fewer bytes lie about by chance
         "notes": f"{first} told {random.getrandbits(60):x} about «{random.getrandbits(60):x}».",
-        "cost": f"{random.randrange(5_000, 15_000)}.{random.randrange(11, 99, 2)}",  # six digits: five are a setting
+        "cost": f"{random.randrange(5_000, 15_000)}.{random.randrange(10**9) | 1:09}",  # amounts in cents are settings
     }

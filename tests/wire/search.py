@@ -1,8 +1,9 @@
 """A search for planted values in bytes, files, folders and processes; packed data is opened and searched too.
 
-A strong pattern is a hit. A weak one (four bytes of a number, days since 1970) lies about by chance, so it counts only
-where `TOGETHER` different rows of its column and encoding lie within `NEAR_BYTES`, as a column of a table would. Not
-found: values that were encrypted, keyed, XORed, split over two messages, or narrow numbers strewn one by one.
+A strong pattern is a hit. A weak one (a number that says less than six bytes, days since 1970) lies about by chance,
+so it counts only where `TOGETHER` different rows of its column and encoding lie within `NEAR_BYTES`, as a column of a
+table would. Not found: values that were encrypted, keyed, XORed, split over two messages, or small numbers strewn one
+by one.
 """
 
 from __future__ import annotations
