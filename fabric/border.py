@@ -33,7 +33,7 @@ from fabric.crossing import (
     SealedCapsule,
     SealedCheckpoint,
 )
-from fabric.egress import matrix_request, question_of
+from fabric.egress import capsule_request, matrix_request, question_of
 from fabric.errors import FabricError, Reason, Refused
 from fabric.labels import Labels
 from fabric.ledger import Ledger
@@ -152,6 +152,20 @@ class Border:
         )
         return SealedCapsule(payload=payload, signed=sign(statement, self.key))
 
+    def read_capsule(self, payload: bytes, envelope: bytes) -> SealedCapsule:
+        """Return outbound code if the statement about it verifies and says that these very bytes were inspected.
+
+        Raises:
+            Refused: `STATEMENT_INVALID`, `DIGEST_MISMATCH`, `CAPSULE_UNREADABLE` if it was not inspected or refused.
+        """
+        signed = verify(envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=None)
+        capsule = SealedCapsule(payload=_plain("capsule", payload), signed=signed)
+        if signed.statement.predicate["inspection"].get("refused") is not False:
+            raise Refused(Reason.CAPSULE_UNREADABLE, "the capsule was not inspected, or was refused", "seal it again")
+        if signed.statement.subjects.get(CAPSULE) != digest(capsule.payload):
+            raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
+        return capsule
+
     @contextmanager
     def refusals(self, what: str, zone: Zone | None, job: str) -> Iterator[list[Decision]]:
         """Record a refusal that happens inside the block, and let it go on.
@@ -186,21 +200,8 @@ class Border:
             approvals=self.approvals,
             code=_code(cargo),
         )
-        if cargo.capsule is None:
-            return [matrix]
-        code = MoveRequest(
-            person=errand.person,
-            zone=errand.zone,
-            labels=matrix.labels,
-            purpose=errand.purpose,
-            justification=errand.justification,
-            artifact="capsule",
-            inspected=True,
-            expired=now >= cargo.capsule.signed.statement.expires_at,
-            statement_purpose="",
-            approved=matrix.approved,
-        )
-        return [matrix, code]
+        capsules = [] if cargo.capsule is None else [cargo.capsule.signed]
+        return [matrix, *(capsule_request(signed, beside=matrix, now=now) for signed in capsules)]
 
     def _verified(self, cargo: Cargo) -> Cargo:
         """Return the cargo with every statement read again from its envelope, so that no other can stand in for it."""
@@ -212,14 +213,7 @@ class Border:
         if not is_bare(matrix.signed.envelope, self.trusted):
             raise Refused(Reason.STATEMENT_INVALID, "the statement's envelope carries more than it", "sanitize again")
         if capsule is not None:
-            signed = verify(capsule.signed.envelope, trusted=self.trusted, predicate_type=CAPSULE_TYPE, now=None)
-            capsule = SealedCapsule(payload=_plain("capsule", capsule.payload), signed=signed)
-            if signed.statement.predicate["inspection"].get("refused") is not False:
-                raise Refused(
-                    Reason.CAPSULE_UNREADABLE, "the capsule was not inspected, or was refused", "seal it again"
-                )
-            if signed.statement.subjects.get(CAPSULE) != digest(capsule.payload):
-                raise Refused(Reason.DIGEST_MISMATCH, "the capsule is not the code that was inspected", "seal it again")
+            capsule = self.read_capsule(capsule.payload, capsule.signed.envelope)
         check_parameters(_plain("parameters", parameters), columns=matrix.columns)
         if checkpoint is not None:
             checkpoint = self._verified_checkpoint(checkpoint, matrix)

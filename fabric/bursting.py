@@ -11,7 +11,7 @@ from typing import Any
 
 from fabric.artifacts import digest
 from fabric.border import Errand
-from fabric.capsule import seal_capsule
+from fabric.capsule import open_capsule, seal_capsule
 from fabric.constants import InspectText
 from fabric.crossing import Cargo, SealedCapsule
 from fabric.matrix import SealedMatrix
@@ -19,7 +19,7 @@ from fabric.parameters import seal_parameters
 from fabric.reaching import site_of
 from fabric.results import decode
 from fabric.session import Session
-from fabric.training import recorded_job
+from fabric.training import Code, recorded_job
 
 
 def seal(session: Session, fn: Callable[..., Any], inspect_text: InspectText) -> SealedCapsule:
@@ -31,6 +31,18 @@ def seal(session: Session, fn: Callable[..., Any], inspect_text: InspectText) ->
     with session.border.refusals("capsule", None, session.job):
         capsule = seal_capsule(fn, inspect_text=inspect_text)
     return session.border.state_capsule(capsule.payload, capsule.xray.to_json())
+
+
+def kept_code(session: Session, name: str) -> Code:
+    """Return the code that was kept under its digest for a job that waited, verified before it is opened.
+
+    Raises:
+        InvalidInput: `CAPSULE_UNREADABLE` if it is gone or was changed.
+        Refused: its statement does not hold.
+        CapsuleRefused: `CAPSULE_UNREADABLE` if it cannot be opened with this Python.
+    """
+    sealed = session.border.read_capsule(*session.home.kept_code(name))
+    return Code(sealed=sealed, network=open_capsule(sealed.payload, name))
 
 
 def burst(

@@ -1,6 +1,7 @@
 """The egress plan: what would move, why, and what policy says of it, before anything does.
 
-`matrix_request` is the one place where a signed statement becomes what policy reads; border and plans both use it.
+`matrix_request` and `capsule_request` are the one place where a signed statement becomes what policy reads; border,
+plans and the queue use them.
 """
 
 from __future__ import annotations
@@ -171,6 +172,22 @@ def matrix_request(
         keyed_tokens=sum(note.get("tokens") == "hmac" for note in notes.values()),
         risk=risk_of(predicate),
         approved=approvals.hold(question, now),
+    )
+
+
+def capsule_request(signed: Signed, *, beside: MoveRequest, now: datetime) -> MoveRequest:
+    """Return the question whether the outbound code that `signed` describes may move beside a matrix."""
+    return MoveRequest(
+        person=beside.person,
+        zone=beside.zone,
+        labels=beside.labels,
+        purpose=beside.purpose,
+        justification=beside.justification,
+        artifact="capsule",
+        inspected=True,
+        expired=now >= signed.statement.expires_at,
+        statement_purpose="",
+        approved=beside.approved,
     )
 
 

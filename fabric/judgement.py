@@ -11,14 +11,14 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from fabric.artifacts import digest
-from fabric.egress import matrix_request
+from fabric.egress import capsule_request, matrix_request
 from fabric.errors import FabricError, Reason
 from fabric.fleet import Verdict
 from fabric.job_store import Row
 from fabric.labels import Labels
 from fabric.matrix import MATRIX_TYPE, STATEMENT, SealedMatrix
 from fabric.policy import Decision
-from fabric.requests import MoveRequest, RunRequest
+from fabric.requests import MoveRequest, Risk, RunRequest
 from fabric.session import Session
 from fabric.statements import Signed, verify
 from fabric.zones import Zone
@@ -35,6 +35,7 @@ class Judgement:
 
     session: Session
     _signed: dict[str, Signed | None] = field(default_factory=dict)
+    _code: dict[str, Signed] = field(default_factory=dict)
     _sizes: dict[str, int] = field(default_factory=dict)
 
     def verdicts(self, row: Row, now_s: float) -> Mapping[str, Verdict]:
@@ -45,14 +46,16 @@ class Judgement:
         at = datetime.fromtimestamp(now_s, UTC)
         zones = [zone for zone in self.session.config.zones.values() if row.body["zone"] in (AUTO, zone.name)]
         try:
-            asked = [self._requests(row, signed, zone, at) for zone in zones]
+            code = self._capsule(row.body.get("code", ""), at)
+            asked = [self._requests(row, signed, code, zone, at) for zone in zones]
         except FabricError:
             return {}
-        decided = iter(self.session.policy.decide_all([request for pair in asked for request in pair]))
-        until = signed.statement.expires_at.timestamp()
+        decided = iter(self.session.policy.decide_all([request for each in asked for request in each]))
+        until = min(one.statement.expires_at for one in (signed, code) if one is not None).timestamp()
         found = {}
-        for zone, (_, move) in zip(zones, asked, strict=True):
-            found[zone.name] = _verdict((next(decided), next(decided)), move, until)
+        for zone, requests in zip(zones, asked, strict=True):
+            decisions = tuple(next(decided) for _ in requests)
+            found[zone.name] = _verdict(decisions, requests[1].risk, until)
         for zone in self.session.config.zones.values():
             found.setdefault(zone.name, Verdict(permitted=False, code=Reason.WRONG_ZONE.value))
         return found
@@ -76,21 +79,32 @@ class Judgement:
             self._signed[matrix] = signed
         return self._signed.get(matrix)
 
-    def _requests(self, row: Row, signed: Signed, zone: Zone, at: datetime) -> tuple[RunRequest, MoveRequest]:
+    def _capsule(self, code: str, at: datetime) -> Signed | None:
+        """Return the statement of the code that a job brings along, if any; one that ran out may have been renewed."""
+        if not code:
+            return None
+        known = self._code.get(code)
+        if known is None or at >= known.statement.expires_at:
+            self._code[code] = self.session.border.read_capsule(*self.session.home.kept_code(code)).signed
+        return self._code[code]
+
+    def _requests(
+        self, row: Row, signed: Signed, code: Signed | None, zone: Zone, at: datetime
+    ) -> tuple[RunRequest, MoveRequest, *tuple[MoveRequest, ...]]:
         body = row.body
         labels, said = Labels.from_json(body["all_labels"]), _SAID if body["justification"] else ""
         shared = {"person": body["person"], "zone": zone, "labels": labels, "purpose": body["purpose"]}
         run = RunRequest(**shared, justification=said, reads_records=False)
         approvals = self.session.border.approvals
-        move = matrix_request(signed, **shared, justification=said, now=at, approvals=approvals, code="")
-        return run, move
+        code_digest = row.body.get("code", "")
+        move = matrix_request(signed, **shared, justification=said, now=at, approvals=approvals, code=code_digest)
+        return (run, move) if code is None else (run, move, capsule_request(code, beside=move, now=at))
 
 
-def _verdict(decisions: tuple[Decision, ...], move: MoveRequest, until_s: float) -> Verdict:
+def _verdict(decisions: tuple[Decision, ...], risk: Risk | None, until_s: float) -> Verdict:
     refused = next((decision for decision in decisions if not decision.permit), None)
     if refused is None:
         return Verdict(permitted=True, rules=tuple(rule.id for rule in decisions[-1].rules), until_s=until_s)
-    risk = move.risk
     facts = (("k", risk.k), ("k_required", risk.k_required)) if risk and risk.k < risk.k_required else ()
     rules = tuple(rule.id for rule in refused.rules)
     return Verdict(permitted=False, code=refused.code.value, rules=rules, facts=facts, until_s=until_s)

@@ -154,8 +154,13 @@ def trial_of(session: Session, model_id: str) -> int:
     return int(signed.statement.predicate.get("trial", 0))
 
 
-def kept_model(session: Session, model_id: str, spec: TrainingSpec, layout: Layout) -> Model:
-    """Return a model of the built-in network that was admitted before.
+def kept_model(
+    session: Session, model_id: str, spec: TrainingSpec, layout: Layout, *, network: Network | None = None
+) -> Model:
+    """Return a model that was admitted before.
+
+    Args:
+        network: the user's network, if it is not of the built-in one.
 
     Raises:
         InvalidInput: `RESULT_REFUSED` if it is not there or not what was signed.
@@ -171,7 +176,7 @@ def kept_model(session: Session, model_id: str, spec: TrainingSpec, layout: Layo
         digest=digest(files[MODEL_FILE]),
         path=folder,
         history=tuple(read_history(files[STATE_FILE])),
-        network=load_model(files[MODEL_FILE], spec, layout),
+        network=load_model(files[MODEL_FILE], spec, layout, network),
     )
 
 

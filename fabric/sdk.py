@@ -316,6 +316,7 @@ class Fabric:
         justification: str = "",
         token: str = "",
         queue: QueueSpec | None = None,
+        network: Callable[[int, int], Any] | None = None,
     ) -> QueuedJob:
         """Put work into the queue and return at once; the dispatcher decides where and when it runs.
 
@@ -324,9 +325,11 @@ class Fabric:
             spec: what to do with the matrix; the file says it itself.
             token: names the submission; the same token again is the same job.
             queue: priority, deadline, estimate; a file's own by default.
+            network: as of `train`; it is read now, and kept inside until the job's turn.
 
         Raises:
             InvalidInput: what is wrong with it; nothing is queued.
+            CapsuleRefused: the network carries something that must not cross; nothing is queued.
             Refused: policy lets this person submit no such job.
         """
         store = open_queue(self.session.config, self.session.home)
@@ -344,6 +347,9 @@ class Fabric:
                 )
             else:
                 wish = wish_of_file(self.session, self.session.config.path.parent / work, {}, queue=queue)
+            if (code := self._code(network)) is not None:
+                kept = self.session.home.keep_code(code.sealed.payload, code.sealed.signed.envelope)
+                wish = replace(wish, body={**wish.body, "code": kept})
             row, _ = submit(self.session, store, wish, token=token)
         except BaseException:
             store.close()
@@ -366,7 +372,8 @@ class Fabric:
         if row.body["kind"] == "sweep":
             spec = SweepSpec.model_validate(work).trials()[trial_of(self.session, row.result)]
         layout = Layout.of(matrix.sealed.columns, spec.task)
-        return Run(kept_model(self.session, row.result, spec, layout))
+        network = bursting.kept_code(self.session, row.body["code"]).network if "code" in row.body else None
+        return Run(kept_model(self.session, row.result, spec, layout, network=network))
 
     def plan(self, matrix: Matrix, *, zone: str = "public", purpose: str = "", justification: str = "") -> EgressPlan:
         """Say what would move to `zone` and what policy says of it; nothing moves, nothing is recorded.
@@ -415,7 +422,7 @@ class Fabric:
         zone: str = "public",
         purpose: str = "",
         justification: str = "",
-        network: Callable[[int, int], Any] | None = None,
+        network: Callable[[int, int], Any] | training.Code | None = None,
         progress: Callable[[Epoch], None] = lambda epoch: None,
         moves: training.Moves | None = None,
     ) -> Run:
@@ -425,7 +432,8 @@ class Fabric:
             spec: what to train; the defaults of `TrainingSpec` if none is given.
             purpose: by default the matrix's own.
             justification: why the work leaves the private zone.
-            network: makes a torch module from its number of inputs and outputs; it crosses as a capsule.
+            network: makes a torch module from its number of inputs and outputs, and crosses as a capsule; or such a one
+                that was sealed before.
             progress: called with the losses at each checkpoint.
             moves: who may send it to another zone while it runs; nobody by default.
 
@@ -449,7 +457,7 @@ class Fabric:
         zone: str = "public",
         purpose: str = "",
         justification: str = "",
-        network: Callable[[int, int], Any] | None = None,
+        network: Callable[[int, int], Any] | training.Code | None = None,
         progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> Sweep:
         """Train every combination of the sweep in `zone`, all fed by one crossing, and bring the best model back.
@@ -561,9 +569,9 @@ class Fabric:
     def _attach(self, sealed: SealedMatrix) -> str:
         return self.session.ledger.attach(sealed.signed.envelope)
 
-    def _code(self, network: Callable[[int, int], Any] | None) -> training.Code | None:
-        if network is None:
-            return None
+    def _code(self, network: Callable[[int, int], Any] | training.Code | None) -> training.Code | None:
+        if network is None or isinstance(network, training.Code):
+            return network
         sealed = bursting.seal(self.session, network, self._inspector.inspect_text)
         return training.Code(sealed=sealed, network=network)
 

@@ -168,6 +168,32 @@ class Home:
             raise InvalidInput(Reason.RECIPE_INVALID, "the submitted recipe is gone or was changed", "submit it again")
         return text
 
+    def keep_code(self, payload: bytes, envelope: bytes) -> str:
+        """Keep outbound code and the statement of its inspection for a job that waits; return the code's digest.
+
+        The same code again takes the newer statement, which lasts longer.
+        """
+        folder, name = self.path / "code", digest(payload)
+        self._make(folder)
+        self.write(folder / f"{name.removeprefix('sha256:')}.capsule", payload)
+        self.write(folder / f"{name.removeprefix('sha256:')}.statement", envelope)
+        return name
+
+    def kept_code(self, name: str) -> tuple[bytes, bytes]:
+        """Return kept code and its statement's envelope by the code's digest; the statement is still to be verified.
+
+        Raises:
+            InvalidInput: `CAPSULE_UNREADABLE` if it is gone or was changed.
+        """
+        file = self.path / "code" / name.removeprefix("sha256:")
+        try:
+            payload, envelope = (file.with_suffix(suffix).read_bytes() for suffix in (".capsule", ".statement"))
+        except OSError:
+            payload, envelope = b"", b""
+        if digest(payload) != name:
+            raise InvalidInput(Reason.CAPSULE_UNREADABLE, "the kept code is gone or was changed", "submit it again")
+        return payload, envelope
+
     def write(self, path: Path, content: bytes) -> None:
         """Write a file of mode 0600 whole or not at all.
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from fabric.artifacts import digest, digest_of
+from fabric.crossing import CAPSULE
 from fabric.errors import FabricError, InvalidInput, Reason, nearest
 from fabric.fleet import Need, Pool, check_need
 from fabric.job_store import JobStore, NewJob, Row
@@ -175,6 +176,8 @@ def _record_and_queue(session: Session, store: JobStore, new: NewJob, at: float)
         "justification": body["justification"],
         "token": digest(new.token.encode()),
     }
+    if "code" in body:
+        record["subjects"] = {CAPSULE: body["code"]}
     receipt = session.ledger.intend("submit", record)
     try:
         row, made = store.submit(new, at)

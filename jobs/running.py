@@ -13,18 +13,20 @@ from pathlib import Path
 
 import fabric
 from fabric.attending import Attendance
+from fabric.bursting import kept_code
 from fabric.errors import FabricError, InvalidInput, Reason, Refused
 from fabric.job_store import Row, State, open_queue
 from fabric.judgement import AUTO, matrix_name
 from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec
 from fabric.submission import read_job, submit, wish_of_file
-from fabric.training import Moves, Stays, code_of
+from fabric.training import Code, Moves, Stays, code_of
 from fabric.zones import find_zone
 from sanitize.actor import Progress
 
-Work = Callable[[Fabric, JobSpec, Matrix, Moves], Run]
-"""Does a job's work in the zone that its spec names, shows what came of it, and returns it."""
+Work = Callable[[Fabric, JobSpec, Matrix, Moves, Code | None], Run]
+"""Does a job's work in the zone that its spec names, with the network that it brings along; shows what came of it, and
+returns it."""
 
 
 def run(arguments: list[str], work: Work, *, needs: str) -> int:
@@ -51,7 +53,7 @@ def run(arguments: list[str], work: Work, *, needs: str) -> int:
                 _enqueue(session, path, spec, matrix, work)
             else:
                 print(session.plan(matrix, zone=spec.zone, justification=spec.justification), flush=True)
-                work(session, spec, matrix, Stays())
+                work(session, spec, matrix, Stays(), None)
     except FabricError as error:
         print(f"Error: {error}", file=sys.stderr, flush=True)
         return error.exit_status
@@ -67,7 +69,8 @@ def attend(session: Fabric, attendance: Attendance, spec: JobSpec, matrix: Matri
     row = attendance.wait()
     print(session.plan(matrix, zone=row.zone, justification=spec.justification), flush=True)
     try:
-        done = work(session, placed(spec, row), matrix, attendance)
+        code = kept_code(session.session, row.body["code"]) if "code" in row.body else None
+        done = work(session, placed(spec, row), matrix, attendance, code)
     except BaseException as error:
         state = State.REFUSED if isinstance(error, Refused) else State.FAILED
         attendance.end(state, code=code_of(error))

@@ -6,7 +6,7 @@ import sys
 
 from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec
-from fabric.training import Moves
+from fabric.training import Code, Moves
 from jobs.running import run, show_quality
 
 
@@ -15,10 +15,12 @@ def main(arguments: list[str]) -> int:
     return run(arguments, work, needs="sweep")
 
 
-def work(session: Fabric, spec: JobSpec, matrix: Matrix, moves: Moves) -> Run:
+def work(session: Fabric, spec: JobSpec, matrix: Matrix, moves: Moves, code: Code | None) -> Run:
     """Search in the spec's zone; trials cannot be moved."""
     assert spec.sweep is not None  # noqa: S101 - whoever calls has checked it
-    done = session.sweep(matrix, spec.sweep, zone=spec.zone, justification=spec.justification, progress=_show)
+    done = session.sweep(
+        matrix, spec.sweep, zone=spec.zone, justification=spec.justification, network=code, progress=_show
+    )
     print(done)
     print(done.best)
     show_quality(done.best, matrix)

@@ -11,7 +11,7 @@ from fabric.attending import Attendance
 from fabric.learning import Epoch
 from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec
-from fabric.training import Moves
+from fabric.training import Code, Moves
 from jobs.running import run, show_quality
 
 
@@ -20,7 +20,7 @@ def main(arguments: list[str]) -> int:
     return run(arguments, work, needs="training")
 
 
-def work(session: Fabric, spec: JobSpec, matrix: Matrix, moves: Moves) -> Run:
+def work(session: Fabric, spec: JobSpec, matrix: Matrix, moves: Moves, code: Code | None) -> Run:
     """Train in the spec's zone, and wherever `moves` sends it from there."""
     assert spec.training is not None  # noqa: S101 - whoever calls has checked it
     epochs = spec.training.epochs
@@ -31,7 +31,13 @@ def work(session: Fabric, spec: JobSpec, matrix: Matrix, moves: Moves) -> Run:
             moves.advanced(epoch.epoch / epochs)
 
     done = session.train(
-        matrix, spec.training, zone=spec.zone, justification=spec.justification, progress=show, moves=moves
+        matrix,
+        spec.training,
+        zone=spec.zone,
+        justification=spec.justification,
+        network=code,
+        progress=show,
+        moves=moves,
     )
     print(done)
     show_quality(done, matrix)

@@ -41,11 +41,11 @@ PLANTED = {
     "condition": "renal",
     "plan": "basic",
     "visits": "7",
-    "income": "7654321",
+    "income": "687654321",  # a smaller number lies about by chance in eight bytes: see `wire.needles`
     "notes": "ZQX planted note about Zyxwanda 77",
     "cost": "8765.43",
 }
-CROSSED_INCOME = 7655000
+CROSSED_INCOME = 687655000
 """What the recipe makes of the planted income; this one does cross."""
 
 

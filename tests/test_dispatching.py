@@ -249,6 +249,43 @@ with fabric.connect() as session:
     assert up.run("python", "-c", program).stdout.splitlines()[-1] == "done 60 r2 True"
 
 
+def test_a_network_of_ones_own_waits_in_the_queue_and_crosses_when_its_turn_comes(up, story):
+    program = """
+import fabric, torch
+from fabric.errors import FabricError
+from fabric.specs import QueueSpec, TrainingSpec
+with fabric.connect() as session:
+    matrix = session.sanitize(session.records("people"), session.recipe("people.recipe.toml"), hold_back=0.2)
+    def narrow(inputs, outputs):
+        return torch.nn.Sequential(torch.nn.Linear(inputs, 8), torch.nn.ReLU(), torch.nn.Linear(8, outputs))
+    spec, queue = TrainingSpec(epochs=20, checkpoint_every=10), QueueSpec(minutes=1)
+    settings = {"zone": "public", "justification": "test", "queue": queue, "token": "own"}
+    job = session.submit(matrix, spec, network=narrow, **settings)
+    assert session.submit(matrix, spec, network=narrow, **settings).id == job.id
+    run = job.result(timeout=240)
+    shapes = [len(parameter) for parameter in run.model.network.parameters()]
+    print(job.row().zone, shapes, run.evaluate(matrix.held_back).metric)
+    try:
+        session.submit(matrix, spec, network=lambda inputs, outputs: torch.nn.Linear(len(matrix.held_back.chunks), 1))
+    except FabricError as error:
+        print(error.reason)
+    print(session.submit(matrix, spec, justification="test", queue=queue, token="own").id)
+"""
+    done = up.run("python", "-c", program, check=False)
+    *_, shape, refused = done.stdout.splitlines()
+    assert shape == "public [8, 8, 1, 1] r2", done.stdout
+    assert refused == "CAPSULE_CAPTURES_DATA"
+    assert "SUBMIT_TOKEN_REUSED" in done.stderr
+    subjects = [record["body"].get("subjects", {}) for record in up.evidence() if record["action"] == "submit"]
+    digests = {named["capsule"] for named in subjects if "capsule" in named}
+    (crossed,) = [
+        record["body"]["subjects"]["capsule"]
+        for record in up.evidence()
+        if record["action"] == "crossing" and "capsule" in record["body"].get("subjects", {})
+    ]
+    assert digests == {crossed}
+
+
 METRICS = """
 import sys, tempfile, time
 from pathlib import Path

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import BIN, write_planted
+from conftest import BIN, CROSSED_INCOME, write_planted
 
 from fabric.starter import write_starter
 
@@ -232,7 +232,7 @@ with fabric.connect() as session:
     out = living.run("python", "-c", program).stdout
     assert "KeyError" in out
     assert "Code: REMOTE_FAILED" in out
-    assert "7655000" not in out
+    assert str(CROSSED_INCOME) not in out
 
 
 @pytest.mark.cluster

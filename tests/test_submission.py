@@ -9,15 +9,19 @@ from datetime import UTC, datetime
 import pytest
 from typer.testing import CliRunner
 
+from fabric.artifacts import digest
+from fabric.bursting import kept_code, seal
 from fabric.cli import app
 from fabric.config import Environment
 from fabric.errors import FabricError, Reason
-from fabric.job_store import open_queue
+from fabric.job_store import Row, open_queue
 from fabric.judgement import Judgement, matrix_name
 from fabric.people import write_people
+from fabric.recording import now
 from fabric.session import Session
 from fabric.specs import QueueSpec
 from fabric.starter import write_starter
+from fabric.statements import SigningKey, sign
 from fabric.submission import deadline_of, submit, wish_of_file
 from fabric.testing import sealed_matrix
 from sanitize.spool import TRAIN
@@ -181,6 +185,67 @@ def test_a_yes_ends_with_the_matrixs_statement_and_a_named_zone_is_the_only_one(
     store.prepared(row.id, kept(session, part="matrix", note="another"))
     found = judge.verdicts(store.find(row.id), AT)
     assert (found["private"].permitted, found["public"].code) == (True, "WRONG_ZONE")
+
+
+def narrow(inputs, outputs):
+    return inputs + outputs
+
+
+def with_code(session, store, *, token="") -> Row:
+    """Queue a job that brings code along."""
+    sealed = seal(session, narrow, lambda text: ())
+    kept_as = session.home.keep_code(sealed.payload, sealed.signed.envelope)
+    plain = wish(session)
+    return submit(session, store, replace(plain, body={**plain.body, "code": kept_as}), token=token)[0]
+
+
+def test_code_that_a_job_brings_along_is_kept_inside_recorded_by_digest_and_opened_as_it_was_read(session, store):
+    row = with_code(session, store)
+    code = kept_code(session, row.body["code"])
+    assert code.network(2, 3) == 5
+    assert digest(code.sealed.payload) == row.body["code"]
+    entries = [entry.record for entry in session.ledger.entries() if entry.record["action"] == "submit"]
+    assert entries[0]["body"]["subjects"] == {"capsule": row.body["code"]}
+    assert {path.stat().st_mode & 0o777 for path in (session.home.path / "code").iterdir()} == {0o600}
+
+
+def test_kept_code_that_was_changed_or_that_nobody_inspected_is_neither_judged_nor_opened(session, store):
+    row = with_code(session, store)
+    store.prepared(row.id, kept(session))
+    payload, statement = sorted((session.home.path / "code").iterdir())
+    assert Judgement(session).verdicts(store.find(row.id), now().timestamp())["public"].permitted
+    envelope, content = statement.read_bytes(), payload.read_bytes()
+    other = session.border.state_capsule(b"other", {"refused": False}).signed.envelope
+    unread = session.border.state_capsule(content, {"refused": True}).signed.envelope
+    stated = session.border.read_capsule(content, envelope).signed.statement
+    foreign = sign(stated, SigningKey.generate()).envelope
+    for file, false, reason in (
+        (payload, content + b".", Reason.CAPSULE_UNREADABLE),
+        (statement, b"", Reason.STATEMENT_MISSING),
+        (statement, other, Reason.DIGEST_MISMATCH),
+        (statement, unread, Reason.CAPSULE_UNREADABLE),
+        (statement, foreign, Reason.KEY_UNKNOWN),
+    ):
+        before = file.read_bytes()
+        file.write_bytes(false)
+        refused(lambda: kept_code(session, row.body["code"]), reason)
+        assert Judgement(session).verdicts(store.find(row.id), now().timestamp()) == {}
+        file.write_bytes(before)
+    payload.unlink()
+    refused(lambda: kept_code(session, row.body["code"]), Reason.CAPSULE_UNREADABLE)
+
+
+def test_code_whose_inspection_has_run_out_goes_nowhere_until_it_was_read_again(session, store):
+    row = with_code(session, store, token="one")
+    store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
+    judge, at = Judgement(session), now().timestamp()
+    found = judge.verdicts(store.find(row.id), at)["public"]
+    assert found.permitted
+    assert found.until_s == pytest.approx(at + session.config.crossing_minutes * 60, abs=60)
+    assert not judge.verdicts(store.find(row.id), found.until_s + 1)["public"].permitted
+    later = replace(session.border, clock=lambda: datetime.fromtimestamp(found.until_s, UTC))
+    assert with_code(replace(session, border=later), store, token="one").id == row.id
+    assert judge.verdicts(store.find(row.id), found.until_s + 1)["public"].permitted
 
 
 def test_who_submitted_a_job_is_who_policy_is_asked_about_whoevers_process_does_it(session, store):
