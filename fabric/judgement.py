@@ -26,6 +26,8 @@ from sanitize.spool import TRAIN
 
 AUTO = "auto"
 """The zone of a job that may run wherever policy lets it."""
+CODE = "code"
+"""Where a job's row names the digest of the code that it brings along; others have no such entry."""
 _SAID = "said"  # there is a justification; its text is not needed to decide, and is not read
 
 
@@ -46,7 +48,7 @@ class Judgement:
         at = datetime.fromtimestamp(now_s, UTC)
         zones = [zone for zone in self.session.config.zones.values() if row.body["zone"] in (AUTO, zone.name)]
         try:
-            code = self._capsule(row.body.get("code", ""), at)
+            code = self._capsule(row.body.get(CODE, ""), at)
             asked = [self._requests(row, signed, code, zone, at) for zone in zones]
         except FabricError:
             return {}
@@ -96,8 +98,8 @@ class Judgement:
         shared = {"person": body["person"], "zone": zone, "labels": labels, "purpose": body["purpose"]}
         run = RunRequest(**shared, justification=said, reads_records=False)
         approvals = self.session.border.approvals
-        code_digest = row.body.get("code", "")
-        move = matrix_request(signed, **shared, justification=said, now=at, approvals=approvals, code=code_digest)
+        named = body.get(CODE, "")
+        move = matrix_request(signed, **shared, justification=said, now=at, approvals=approvals, code=named)
         return (run, move) if code is None else (run, move, capsule_request(code, beside=move, now=at))
 
 

@@ -31,7 +31,7 @@ from fabric.evidence import Evidence
 from fabric.explain import Explanation
 from fabric.job_store import Row, open_queue
 from fabric.joining import Joined
-from fabric.judgement import AUTO, matrix_name
+from fabric.judgement import AUTO, CODE, matrix_name
 from fabric.labels import Labels
 from fabric.learning import Epoch, Layout, Quality, evaluate
 from fabric.matrix import CHUNK_ROWS, MATRIX_TYPE, STATEMENT, SealedMatrix
@@ -40,7 +40,7 @@ from fabric.queued import QueuedJob
 from fabric.recording import now
 from fabric.session import Session
 from fabric.specs import QueueSpec, SweepSpec, TrainingSpec
-from fabric.submission import submit, wish_of_file, wish_of_matrix
+from fabric.submission import submit, wish_of_file, wish_of_matrix, with_code
 from fabric.xray import XRay
 from sanitize import actor, risk, worker
 from sanitize.inspection import Inspector
@@ -348,8 +348,7 @@ class Fabric:
             else:
                 wish = wish_of_file(self.session, self.session.config.path.parent / work, {}, queue=queue)
             if (code := self._code(network)) is not None:
-                kept = self.session.home.keep_code(code.sealed.payload, code.sealed.signed.envelope)
-                wish = replace(wish, body={**wish.body, "code": kept})
+                wish = with_code(wish, code.sealed)
             row, _ = submit(self.session, store, wish, token=token)
         except BaseException:
             store.close()
@@ -372,7 +371,7 @@ class Fabric:
         if row.body["kind"] == "sweep":
             spec = SweepSpec.model_validate(work).trials()[trial_of(self.session, row.result)]
         layout = Layout.of(matrix.sealed.columns, spec.task)
-        network = bursting.kept_code(self.session, row.body["code"]).network if "code" in row.body else None
+        network = bursting.kept_code(self.session, row.body[CODE]).network if CODE in row.body else None
         return Run(kept_model(self.session, row.result, spec, layout, network=network))
 
     def plan(self, matrix: Matrix, *, zone: str = "public", purpose: str = "", justification: str = "") -> EgressPlan:

@@ -168,16 +168,15 @@ class Home:
             raise InvalidInput(Reason.RECIPE_INVALID, "the submitted recipe is gone or was changed", "submit it again")
         return text
 
-    def keep_code(self, payload: bytes, envelope: bytes) -> str:
-        """Keep outbound code and the statement of its inspection for a job that waits; return the code's digest.
+    def keep_code(self, payload: bytes, envelope: bytes) -> None:
+        """Keep outbound code for a job that waits, under its digest, and the statement of its inspection.
 
         The same code again takes the newer statement, which lasts longer.
         """
-        folder, name = self.path / "code", digest(payload)
+        folder, name = self.path / "code", digest(payload).removeprefix("sha256:")
         self._make(folder)
-        self.write(folder / f"{name.removeprefix('sha256:')}.capsule", payload)
-        self.write(folder / f"{name.removeprefix('sha256:')}.statement", envelope)
-        return name
+        self.write(folder / f"{name}.capsule", payload)
+        self.write(folder / f"{name}.statement", envelope)
 
     def kept_code(self, name: str) -> tuple[bytes, bytes]:
         """Return kept code and its statement's envelope by the code's digest; the statement is still to be verified.

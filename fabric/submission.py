@@ -2,7 +2,8 @@
 
 1. Read and check: the job file, the records' and the job's labels, the recipe, the zone, the deadline, the size.
 2. Ask policy whether this person may submit it.
-3. Keep inside what the queue must not hold: the recipe's text, under its digest, and the justification's.
+3. Keep inside what the queue must not hold: the recipe's text and the user's code, under their digests, and the
+   justification's.
 4. Record, then queue. The same token again is the same job.
 """
 
@@ -12,17 +13,17 @@ import math
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from fabric.artifacts import digest, digest_of
-from fabric.crossing import CAPSULE
+from fabric.crossing import CAPSULE, SealedCapsule
 from fabric.errors import FabricError, InvalidInput, Reason, nearest
 from fabric.fleet import Need, Pool, check_need
 from fabric.job_store import JobStore, NewJob, Row
-from fabric.judgement import AUTO
+from fabric.judgement import AUTO, CODE
 from fabric.labels import Labels, WorkloadClass
 from fabric.recording import new_id, now
 from fabric.requests import Action, ActRequest
@@ -45,6 +46,7 @@ class Wish:
         justification: why it may leave; only its keyed digest enters the queue.
         recipe_text: of the records that are still to be sanitized; empty where a matrix is given.
         matrix: name of a sealed matrix; empty where the records are still to be sanitized.
+        code: a network of the user's own; `body` names its digest (`with_code`).
     """
 
     body: Mapping[str, Any]
@@ -52,6 +54,7 @@ class Wish:
     justification: str
     recipe_text: str = ""
     matrix: str = ""
+    code: SealedCapsule | None = None
 
 
 def read_job(path: Path) -> JobSpec:
@@ -126,6 +129,11 @@ def wish_of_matrix(
     return Wish(body=body, queue=queue, justification=justification, matrix=matrix)
 
 
+def with_code(wish: Wish, code: SealedCapsule) -> Wish:
+    """Return the wish to do the same with a network of the user's own."""
+    return replace(wish, body={**wish.body, CODE: digest(code.payload)}, code=code)
+
+
 def submit(session: Session, store: JobStore, wish: Wish, *, token: str = "", driver: str = "") -> tuple[Row, bool]:
     """Queue a job, and say whether it is new.
 
@@ -148,6 +156,8 @@ def submit(session: Session, store: JobStore, wish: Wish, *, token: str = "", dr
     _ask(session, body, wish)
     if wish.recipe_text:
         session.home.keep_recipe(wish.recipe_text)
+    if wish.code is not None:
+        session.home.keep_code(wish.code.payload, wish.code.signed.envelope)
     session.home.keep_justification(wish.justification)
     new = NewJob(
         id=known.id if known else new_id()[:16],
@@ -176,8 +186,8 @@ def _record_and_queue(session: Session, store: JobStore, new: NewJob, at: float)
         "justification": body["justification"],
         "token": digest(new.token.encode()),
     }
-    if "code" in body:
-        record["subjects"] = {CAPSULE: body["code"]}
+    if CODE in body:
+        record["subjects"] = {CAPSULE: body[CODE]}
     receipt = session.ledger.intend("submit", record)
     try:
         row, made = store.submit(new, at)

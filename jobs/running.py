@@ -16,7 +16,7 @@ from fabric.attending import Attendance
 from fabric.bursting import kept_code
 from fabric.errors import FabricError, InvalidInput, Reason, Refused
 from fabric.job_store import Row, State, open_queue
-from fabric.judgement import AUTO, matrix_name
+from fabric.judgement import AUTO, CODE, matrix_name
 from fabric.sdk import Fabric, Matrix, Run
 from fabric.specs import JobSpec
 from fabric.submission import read_job, submit, wish_of_file
@@ -69,7 +69,7 @@ def attend(session: Fabric, attendance: Attendance, spec: JobSpec, matrix: Matri
     row = attendance.wait()
     print(session.plan(matrix, zone=row.zone, justification=spec.justification), flush=True)
     try:
-        code = kept_code(session.session, row.body["code"]) if "code" in row.body else None
+        code = kept_code(session.session, row.body[CODE]) if CODE in row.body else None
         done = work(session, placed(spec, row), matrix, attendance, code)
     except BaseException as error:
         state = State.REFUSED if isinstance(error, Refused) else State.FAILED

@@ -22,7 +22,7 @@ from fabric.session import Session
 from fabric.specs import QueueSpec
 from fabric.starter import write_starter
 from fabric.statements import SigningKey, sign
-from fabric.submission import deadline_of, submit, wish_of_file
+from fabric.submission import deadline_of, submit, wish_of_file, with_code
 from fabric.testing import sealed_matrix
 from sanitize.spool import TRAIN
 
@@ -89,9 +89,10 @@ def refused(call, reason):
 )
 def test_what_is_wrong_is_refused_before_anything_is_queued_or_kept(folder, session, store, old, new, reason):
     change(folder, old, new)
-    refused(lambda: submit(session, store, wish(session)), reason)
+    refused(lambda: bringing_code(session, store), reason)
     assert store.jobs(open_only=False) == []
     assert not (session.home.path / "recipes").exists()
+    assert not (session.home.path / "code").exists()
 
 
 def test_an_unknown_label_is_refused_with_the_nearest_right_one(session):
@@ -191,16 +192,13 @@ def narrow(inputs, outputs):
     return inputs + outputs
 
 
-def with_code(session, store, *, token="") -> Row:
+def bringing_code(session, store, *, token="") -> Row:
     """Queue a job that brings code along."""
-    sealed = seal(session, narrow, lambda text: ())
-    kept_as = session.home.keep_code(sealed.payload, sealed.signed.envelope)
-    plain = wish(session)
-    return submit(session, store, replace(plain, body={**plain.body, "code": kept_as}), token=token)[0]
+    return submit(session, store, with_code(wish(session), seal(session, narrow, lambda text: ())), token=token)[0]
 
 
 def test_code_that_a_job_brings_along_is_kept_inside_recorded_by_digest_and_opened_as_it_was_read(session, store):
-    row = with_code(session, store)
+    row = bringing_code(session, store)
     code = kept_code(session, row.body["code"])
     assert code.network(2, 3) == 5
     assert digest(code.sealed.payload) == row.body["code"]
@@ -210,7 +208,7 @@ def test_code_that_a_job_brings_along_is_kept_inside_recorded_by_digest_and_open
 
 
 def test_kept_code_that_was_changed_or_that_nobody_inspected_is_neither_judged_nor_opened(session, store):
-    row = with_code(session, store)
+    row = bringing_code(session, store)
     store.prepared(row.id, kept(session))
     payload, statement = sorted((session.home.path / "code").iterdir())
     assert Judgement(session).verdicts(store.find(row.id), now().timestamp())["public"].permitted
@@ -236,7 +234,7 @@ def test_kept_code_that_was_changed_or_that_nobody_inspected_is_neither_judged_n
 
 
 def test_code_whose_inspection_has_run_out_goes_nowhere_until_it_was_read_again(session, store):
-    row = with_code(session, store, token="one")
+    row = bringing_code(session, store, token="one")
     store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
     judge, at = Judgement(session), now().timestamp()
     found = judge.verdicts(store.find(row.id), at)["public"]
@@ -244,7 +242,7 @@ def test_code_whose_inspection_has_run_out_goes_nowhere_until_it_was_read_again(
     assert found.until_s == pytest.approx(at + session.config.crossing_minutes * 60, abs=60)
     assert not judge.verdicts(store.find(row.id), found.until_s + 1)["public"].permitted
     later = replace(session.border, clock=lambda: datetime.fromtimestamp(found.until_s, UTC))
-    assert with_code(replace(session, border=later), store, token="one").id == row.id
+    assert bringing_code(replace(session, border=later), store, token="one").id == row.id
     assert judge.verdicts(store.find(row.id), found.until_s + 1)["public"].permitted
 
 
