@@ -36,6 +36,7 @@ from fabric.placement import PRIVATE_PINCH
 from fabric.queueing import Dispatch
 from fabric.reaching import abandon
 from fabric.recording import new_id, now, open_budgets
+from fabric.reopening import Reopening
 from fabric.reserving import Books
 from fabric.session import Session
 from fabric.spending import Spending
@@ -160,18 +161,16 @@ def make(session: Session, store: JobStore, url: str) -> Dispatcher:
 
 
 class DispatcherActor:
-    """Takes a turn every second, as long as its process lives."""
+    """Takes a turn every second, as long as its process lives, under the settings as they are then."""
 
     def __init__(self, url: str) -> None:
         self._url = url
         self._turns, self._said = 0, ""
-        session = Session.open(Environment.read())
-        if not session.config.dispatches:
-            raise FabricError(Reason.CONFIG_INVALID, "fabric.toml has no [dispatch]", "add an empty one")
-        store = open_queue(session.config, session.home)
-        self._dispatcher = make(session, store, url)
+        self._reopening = Reopening(Environment.read())
+        self._session: Session | None = None
+        self._dispatcher: Dispatcher
+        self._renew()
         self._metrics = Metrics()
-        self._wanted = Wanted(session.config) if session.environment.elastic else None
         threading.Thread(target=self._run, daemon=True).start()
 
     def pid(self) -> int:
@@ -186,6 +185,7 @@ class DispatcherActor:
         while True:
             began = time.monotonic()
             try:
+                self._renew()
                 self._metrics.take(self._dispatcher.turn(), self._dispatcher.store)
                 if self._wanted is not None:
                     self._wanted.ask(self._dispatcher.store.jobs())
@@ -198,6 +198,30 @@ class DispatcherActor:
                 _LOG.error("a turn failed with %s", self._said)
             self._turns += 1
             time.sleep(max(0.05, TURN_EVERY_S - (time.monotonic() - began)))
+
+    def _renew(self) -> None:
+        """Make the dispatcher anew where fabric.toml, a policy or the key has changed; all its state is in the stores.
+
+        Raises:
+            FabricError: what is wrong with the new settings; no turn is taken under the former ones.
+        """
+        session = self._reopening.session()
+        if session is self._session:
+            return
+        if not session.config.dispatches:
+            raise FabricError(Reason.CONFIG_INVALID, "fabric.toml has no [dispatch]", "add an empty one")
+        store = open_queue(session.config, session.home)
+        try:
+            made = make(session, store, self._url)
+        except BaseException:
+            store.close()
+            raise
+        if self._session is not None:
+            self._dispatcher.store.close()
+            self._dispatcher.books.spending.store.close()
+            self._session.ledger.close()
+        self._session, self._dispatcher = session, made
+        self._wanted = Wanted(session.config) if session.environment.elastic else None
 
     def _complain(self) -> None:
         """Say in the queue what keeps it from taking turns."""

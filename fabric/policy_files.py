@@ -66,7 +66,7 @@ def load_policy(
         return Policy.default()
     # 1. Who vouches for these bytes, before anything parses them.
     texts = [read_text(path) for path in files]
-    signed = _signature(signature, signers, now)
+    signed = read_signature(signature, signers, now)
     if signed.statement.subjects != _subjects(files, texts):
         raise Refused(
             Reason.POLICY_UNSIGNED,
@@ -203,7 +203,12 @@ def _subjects(files: Sequence[Path], texts: Sequence[str]) -> dict[str, str]:
     return {"set": whole, **{f"file:{name}": value for name, value in named.items()}}
 
 
-def _signature(path: Path | None, signers: Sequence[PublicKey], now: datetime) -> Signed:
+def read_signature(path: Path | None, signers: Sequence[PublicKey], now: datetime) -> Signed:
+    """Return the signature over a site's policy files, if a signer gave it and it has not run out.
+
+    Raises:
+        Refused: `POLICY_UNSIGNED`, `KEY_UNKNOWN`, `STATEMENT_INVALID`, `STATEMENT_EXPIRED` or `CLOCK_SET_BACK`.
+    """
     envelope = b""
     if path is not None and path.is_file():
         with path.open("rb") as file:

@@ -9,7 +9,9 @@ import struct
 import subprocess
 import sys
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
@@ -41,11 +43,12 @@ PLANTED = {
     "condition": "renal",
     "plan": "basic",
     "visits": "7",
-    "income": "687654321",  # a smaller number lies about by chance in eight bytes: see `wire.needles`
+    "income": "7654321",
     "notes": "ZQX planted note about Zyxwanda 77",
     "cost": "8765.43",
 }
-CROSSED_INCOME = 687655000
+ROWS = 1500
+CROSSED_INCOME = 7655000
 """What the recipe makes of the planted income; this one does cross."""
 
 
@@ -57,11 +60,21 @@ def needles() -> dict[str, bytes]:
         found[f"{column} utf-16"] = PLANTED[column].encode("utf-16-le")
     for column in ("income", "cost"):
         found[f"{column} float64"] = struct.pack("<d", float(PLANTED[column]))
-    found["income int64"] = int(PLANTED["income"]).to_bytes(8, "little")
+    # Alone in eight bytes it lies about by chance (`wire.needles`); as raw columns hold it, another one is before it.
+    found["incomes int64"] = struct.pack("<qq", _income_before(), int(PLANTED["income"]))
     return found
 
 
-def write_planted(path: Path, *, rows: int) -> None:
+@cache
+def _income_before() -> int:
+    """Return the income of the last of those made up, which stands in the row before the planted one."""
+    with TemporaryDirectory() as folder:
+        write_people(Path(folder) / "people.csv", rows=ROWS, seed=3)
+        *_, last = csv.DictReader((Path(folder) / "people.csv").open(encoding="utf-8"))
+    return int(last["income"])
+
+
+def write_planted(path: Path, *, rows: int = ROWS) -> None:
     """Write made-up people and the planted one among them."""
     write_people(path, rows=rows, seed=3)
     with path.open("a", newline="", encoding="utf-8") as file:
@@ -103,7 +116,7 @@ def living(tmp_path_factory) -> Living:
     """Return a fabric that is up for the whole test run, on planted records."""
     folder = tmp_path_factory.mktemp("living")
     write_starter(folder)
-    write_planted(folder / "people.csv", rows=1500)
+    write_planted(folder / "people.csv")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))}
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env["PYTHONPATH"] = str(Path(__file__).parent.parent)  # this tree, whichever one is installed

@@ -13,13 +13,17 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
+from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
 from conftest import BIN, Living, processes_of, write_planted
 
+from fabric.policy_files import sign_policy
+from fabric.recording import now
 from fabric.starter import write_starter
+from fabric.statements import SigningKey
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -48,7 +52,7 @@ def up(tmp_path_factory) -> Living:
     write_starter(folder)
     config = folder / "fabric.toml"
     config.write_text(config.read_text().replace("cpus = 2\n", "cpus = 3\n") + RULES)
-    write_planted(folder / "people.csv", rows=1500)
+    write_planted(folder / "people.csv")
     env = {k: v for k, v in os.environ.items() if not k.startswith(("RAY_", "FABRIC_"))}
     env["PATH"] = f"{BIN}{os.pathsep}{env['PATH']}"
     env["PYTHONPATH"] = str(Path(__file__).parent.parent)
@@ -284,6 +288,32 @@ with fabric.connect() as session:
         if record["action"] == "crossing" and "capsule" in record["body"].get("subjects", {})
     ]
     assert digests == {crossed}
+
+
+RULE = """
+@id("site.nothing") @reason("nothing leaves this week") @way_out("wait for next week")
+forbid (principal, action == Action::"move", resource) when { resource.kind != "private" };
+"""
+
+
+def test_the_dispatcher_asks_the_policy_that_is_in_force_now(up, story):
+    key, config = SigningKey.generate(), up.folder / "fabric.toml"
+    write_job(up, "outward", epochs=10, every=5, minutes=1)
+    job_file = up.folder / "outward.toml"
+    job_file.write_text(job_file.read_text().replace('zone = "auto"', 'zone = "public"'))
+    rules, before = up.folder / "site.cedar", config.read_text()
+    rules.write_text(RULE)
+    signed, _ = sign_policy([rules], key, version=1, now=now(), lasts=timedelta(days=1))
+    (up.folder / "site.sig").write_bytes(signed.envelope)
+    named = f'files = ["site.cedar"]\nsignature = "site.sig"\nsigners = ["{key.public.to_text()}"]'
+    config.write_text(f"{before}\n[policy]\n{named}\n")
+    try:
+        job = submit(up, "outward")
+        until(up, lambda jobs: "site.nothing" in jobs[job]["says"])
+    finally:
+        config.write_text(before)
+    jobs = until(up, lambda jobs: jobs[job]["ended_at"])
+    assert (jobs[job]["state"], jobs[job]["zone"]) == ("done", "public")
 
 
 METRICS = """

@@ -87,7 +87,7 @@ def fabric(request, tmp_path_factory, keys):
     """Return a fabric that is up, of each topology in turn, on planted records."""
     folder = tmp_path_factory.mktemp(request.param)
     write_starter(folder, topology=Topology(request.param))
-    write_planted(folder / "people.csv", rows=1500)
+    write_planted(folder / "people.csv")
     with (folder / "fabric.toml").open("a") as config:
         config.write("\n[dispatch]\n")
     if keys.exists():
