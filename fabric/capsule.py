@@ -14,10 +14,10 @@ import enum
 import io
 import pickle
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType
-from typing import Any
+from typing import Any, ClassVar
 
 import cloudpickle
 from cloudpickle.cloudpickle import _dynamic_class_reduce
@@ -36,6 +36,7 @@ _MODULE = "capsule"
 _RUN_TIME_FLAGS = 0xFFFF  # those above are of the compiler, for `from __future__` imports
 _MODULE_PLACES = ("__file__", "__path__", "__package__")
 _CLASS_EXTRAS = ("__annotations__", "__doc__", "__firstlineno__", "__static_attributes__")
+_BUILT_IN = frozenset({type(None), bool, int, float, str, bytes, bytearray, tuple, list, dict, set, frozenset})
 _DYNAMIC = 6  # parts of cloudpickle's reduction of a class by value
 
 
@@ -144,7 +145,7 @@ def _unreadable(name: str, error_name: str) -> Capture:
 
 def _pickled(fn: Callable[..., object]) -> bytes:
     buffer = io.BytesIO()
-    _Pickler(buffer, protocol=5).dump((_python(), fn))
+    _InOrder(buffer).dump((_python(), fn))
     return buffer.getvalue()
 
 
@@ -211,6 +212,52 @@ class _Pickler(cloudpickle.Pickler):
             metaclass, name, bases, kwargs, *_ = args
             args = (metaclass, name, bases, kwargs | {"__module__": _MODULE}, None, None)
         return rebuild, args, (attributes, slots), *rest
+
+
+_InPython: Any = pickle._Pickler  # its C half lets nobody else pickle a set
+
+
+class _InOrder(_InPython):
+    """Pickles as `_Pickler` does, and sets in an order that is the same in every process, so that the digest is too."""
+
+    dispatch: ClassVar = dict(_InPython.dispatch)
+
+    def __init__(self, buffer: io.BytesIO) -> None:
+        super().__init__(buffer, protocol=5)
+        self._by_value = _Pickler(buffer, protocol=5)
+        self.dispatch_table = self._by_value.dispatch_table
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Return how `obj` is pickled; what the C half pickles without asking is not asked about here either."""
+        return NotImplemented if type(obj) in _BUILT_IN else self._by_value.reducer_override(obj)
+
+    def _save_set(self, obj: set[Any]) -> None:
+        self.write(pickle.EMPTY_SET)
+        self.memoize(obj)
+        self._save_items(obj)
+        self.write(pickle.ADDITEMS)
+
+    def _save_frozenset(self, obj: frozenset[Any]) -> None:
+        self._save_items(obj)
+        self.write(pickle.FROZENSET)
+        self.memoize(obj)
+
+    def _save_items(self, items: Iterable[Any]) -> None:
+        self.write(pickle.MARK)
+        for item in sorted(items, key=_place):
+            self.save(item)
+
+    dispatch[set], dispatch[frozenset] = _save_set, _save_frozenset
+
+
+def _place(item: Any) -> tuple[str, str]:
+    """Return where in a set an element comes, the same in every process: by its type, and its value or its name."""
+    if isinstance(item, tuple):
+        return "tuple", str([_place(each) for each in item])
+    if type(item) in _BUILT_IN:
+        return type(item).__name__, "" if isinstance(item, frozenset) else repr(item)
+    name: object = reference(item) or getattr(item, "__qualname__", "") or getattr(item, "_name_", "")
+    return type(item).__name__, str(name)
 
 
 def _without_places(code: CodeType) -> CodeType:

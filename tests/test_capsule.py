@@ -777,6 +777,46 @@ def test_the_same_function_has_the_same_digest():
     assert first.digest == second.digest
 
 
+_WITH_SETS = """
+import sys
+sys.dont_write_bytecode = True
+from fabric.capsule import open_capsule, seal_capsule
+import networks
+sealed = seal_capsule(networks.network, inspect_text=lambda text: ())
+opened = open_capsule(sealed.payload, sealed.digest)
+print(sealed.digest, *opened("tanh", 3), *opened("other", 3))
+"""
+
+
+def test_the_same_function_has_the_same_digest_in_another_process_however_its_sets_are_ordered(tmp_path):
+    (tmp_path / "networks.py").write_text("""
+import enum
+from torch import nn
+Kind = enum.Enum("Kind", ["ONE", "TWO", "THREE"])
+NAMES = {"relu", "tanh", "gelu", "silu", "elu"}
+KINDS = frozenset({nn.ReLU, nn.Tanh, nn.GELU, nn.SiLU, nn.ELU})
+ENUMS, PAIRS = {Kind.ONE, Kind.TWO, Kind.THREE}, {("a", 1), ("b", 2.5), ("c", None)}
+class Network:
+    sizes = {8, "small", b"large", 1.5}
+def network(kind, outputs, among=frozenset({"x", "y", "z"})):
+    found = kind in {"relu", "tanh", "gelu", "silu"}
+    counts = map(len, (KINDS, ENUMS, PAIRS, Network.sizes, among))
+    return [str(found), *map(str, counts), *(NAMES & {kind})]
+""")
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", _WITH_SETS],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("0", "1", "2", "3")
+    }
+    assert len(said) == 1, said
+    assert said.pop().split(" ", 1)[1] == "True 5 3 3 4 3 tanh False 5 3 3 4 3\n"
+
+
 def test_a_capsule_that_was_changed_does_not_open():
     capsule = seal_capsule(closing_over(1), inspect_text=inspect_text)
     with pytest.raises(CapsuleRefused) as caught:
