@@ -1,7 +1,7 @@
 """What policy says of a queued job in every zone, now: asked of the real policy, about the matrix as it was sealed.
 
-Nothing is moved or recorded. Whatever cannot be judged (no matrix, a statement that does not verify, labels that
-conflict) has no verdict, and no verdict is a no.
+Nothing is moved or recorded. What has no matrix whose statement verifies has no verdict, and no verdict is a no; of what
+else cannot be judged (code that is gone or was changed, labels that conflict), each zone's no names the reason.
 """
 
 from __future__ import annotations
@@ -50,10 +50,14 @@ class Judgement:
         try:
             code = self._capsule(row.body.get(CODE, ""), at)
             asked = [self._requests(row, signed, code, zone, at) for zone in zones]
-        except FabricError:
-            return {}
+        except FabricError as error:
+            # Where nothing can be asked, no rule says no: the reason stands in its place, where holds show rules.
+            unasked = Verdict(permitted=False, code=error.reason.value, rules=(error.reason.value,))
+            return dict.fromkeys(self.session.config.zones, unasked)
         decided = iter(self.session.policy.decide_all([request for each in asked for request in each]))
-        until = min(one.statement.expires_at for one in (signed, code) if one is not None).timestamp()
+        # With code whose inspection ran out, policy was asked as such: only the matrix's statement is still to end.
+        ends = [signed, *([code] if code is not None and at < code.statement.expires_at else [])]
+        until = min(one.statement.expires_at for one in ends).timestamp()
         found = {}
         for zone, requests in zip(zones, asked, strict=True):
             decisions = tuple(next(decided) for _ in requests)

@@ -154,11 +154,6 @@ def submit(session: Session, store: JobStore, wish: Wish, *, token: str = "", dr
         _check_deadline(deadline, at)
     check_need(Need(**body["need"]), [static_pool(zone) for zone in session.config.zones.values()])
     _ask(session, body, wish)
-    if wish.recipe_text:
-        session.home.keep_recipe(wish.recipe_text)
-    if wish.code is not None:
-        session.home.keep_code(wish.code.payload, wish.code.signed.envelope)
-    session.home.keep_justification(wish.justification)
     new = NewJob(
         id=known.id if known else new_id()[:16],
         token=token or f"t-{new_id()[:24]}",
@@ -169,8 +164,20 @@ def submit(session: Session, store: JobStore, wish: Wish, *, token: str = "", dr
         matrix=wish.matrix,
     )
     if known is not None:
-        return store.submit(new, at)
+        found = store.submit(new, at)  # or it is another job, which brings nothing along
+        _keep(session, wish)
+        return found
+    _keep(session, wish)
     return _record_and_queue(session, store, new, at)
+
+
+def _keep(session: Session, wish: Wish) -> None:
+    """Keep inside what the work is made from."""
+    if wish.recipe_text:
+        session.home.keep_recipe(wish.recipe_text)
+    if wish.code is not None:
+        session.home.keep_code(wish.code.payload, wish.code.signed.envelope)
+    session.home.keep_justification(wish.justification)
 
 
 def _record_and_queue(session: Session, store: JobStore, new: NewJob, at: float) -> tuple[Row, bool]:

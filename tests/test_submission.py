@@ -227,23 +227,35 @@ def test_kept_code_that_was_changed_or_that_nobody_inspected_is_neither_judged_n
         before = file.read_bytes()
         file.write_bytes(false)
         refused(lambda: kept_code(session, row.body["code"]), reason)
-        assert Judgement(session).verdicts(store.find(row.id), now().timestamp()) == {}
+        found = Judgement(session).verdicts(store.find(row.id), now().timestamp())
+        assert found.keys() == session.config.zones.keys()
+        assert {(no.permitted, no.code, no.rules) for no in found.values()} == {(False, reason, (reason,))}
         file.write_bytes(before)
     payload.unlink()
     refused(lambda: kept_code(session, row.body["code"]), Reason.CAPSULE_UNREADABLE)
 
 
-def test_code_whose_inspection_has_run_out_goes_nowhere_until_it_was_read_again(session, store):
+def test_code_whose_inspection_has_run_out_leaves_no_more_until_it_was_read_again(session, store):
     row = bringing_code(session, store, token="one")
     store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
     judge, at = Judgement(session), now().timestamp()
     found = judge.verdicts(store.find(row.id), at)["public"]
     assert found.permitted
     assert found.until_s == pytest.approx(at + session.config.crossing_minutes * 60, abs=60)
-    assert not judge.verdicts(store.find(row.id), found.until_s + 1)["public"].permitted
+    after = judge.verdicts(store.find(row.id), found.until_s + 1)
+    assert (after["public"].permitted, after["public"].rules) == (False, ("move.expired",))
+    # Inside, policy does not mind: a yes there does not end with what has ended.
+    assert after["private"].permitted
+    assert after["private"].until_s > found.until_s + 1
     later = replace(session.border, clock=lambda: datetime.fromtimestamp(found.until_s, UTC))
     assert bringing_code(replace(session, border=later), store, token="one").id == row.id
     assert judge.verdicts(store.find(row.id), found.until_s + 1)["public"].permitted
+
+
+def test_what_comes_under_the_token_of_another_job_is_not_kept(session, store):
+    submit(session, store, wish(session), token="one")
+    refused(lambda: bringing_code(session, store, token="one"), Reason.SUBMIT_TOKEN_REUSED)
+    assert not (session.home.path / "code").exists()
 
 
 def test_who_submitted_a_job_is_who_policy_is_asked_about_whoevers_process_does_it(session, store):
