@@ -1,7 +1,7 @@
 """What policy says of a queued job in every zone, now: asked of the real policy, about the matrix as it was sealed.
 
-Nothing is moved or recorded. What has no matrix whose statement verifies has no verdict, and no verdict is a no; of what
-else cannot be judged (code that is gone or was changed, labels that conflict), each zone's no names the reason.
+Nothing is moved or recorded. What has no matrix whose statement verifies has no verdict, and no verdict is a no; where
+something else cannot be judged (code that is gone or was changed, labels that conflict), each no names the reason.
 """
 
 from __future__ import annotations

@@ -374,14 +374,26 @@ class Fabric:
         network = bursting.kept_code(self.session, row.body[CODE]).network if CODE in row.body else None
         return Run(kept_model(self.session, row.result, spec, layout, network=network))
 
-    def plan(self, matrix: Matrix, *, zone: str = "public", purpose: str = "", justification: str = "") -> EgressPlan:
+    def plan(
+        self,
+        matrix: Matrix,
+        *,
+        zone: str = "public",
+        purpose: str = "",
+        justification: str = "",
+        code: training.Code | None = None,
+    ) -> EgressPlan:
         """Say what would move to `zone` and what policy says of it; nothing moves, nothing is recorded.
+
+        Args:
+            code: a network that was sealed before and would go along.
 
         Raises:
             InvalidInput: `UNKNOWN_ZONE`.
         """
         errand = self._errand(matrix, zone, purpose, justification)
-        decisions = self.session.border.decide(Cargo(matrix=matrix.sealed), errand)
+        cargo = Cargo(matrix=matrix.sealed, capsule=code.sealed if code else None)
+        decisions = self.session.border.decide(cargo, errand)
         return plan_of(matrix.sealed, matrix.staying, errand.zone, decisions)
 
     def explain(

@@ -67,9 +67,9 @@ def attend(session: Fabric, attendance: Attendance, spec: JobSpec, matrix: Matri
         FabricError: what it was refused for, or failed with.
     """
     row = attendance.wait()
-    print(session.plan(matrix, zone=row.zone, justification=spec.justification), flush=True)
     try:
         code = kept_code(session.session, row.body[CODE]) if CODE in row.body else None
+        print(session.plan(matrix, zone=row.zone, justification=spec.justification, code=code), flush=True)
         done = work(session, placed(spec, row), matrix, attendance, code)
     except BaseException as error:
         state = State.REFUSED if isinstance(error, Refused) else State.FAILED

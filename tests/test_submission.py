@@ -4,26 +4,32 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
+from fabric.approvals import approve
 from fabric.artifacts import digest
+from fabric.attending import Attendance
 from fabric.bursting import kept_code, seal
 from fabric.cli import app
 from fabric.config import Environment
 from fabric.errors import FabricError, Reason
-from fabric.job_store import Row, open_queue
+from fabric.job_store import Place, Row, State, open_queue
 from fabric.judgement import Judgement, matrix_name
 from fabric.people import write_people
+from fabric.planning import keep_approval, question_about
 from fabric.recording import now
+from fabric.sdk import Fabric
 from fabric.session import Session
-from fabric.specs import QueueSpec
+from fabric.specs import JobSpec, QueueSpec
 from fabric.starter import write_starter
 from fabric.statements import SigningKey, sign
 from fabric.submission import deadline_of, submit, wish_of_file, with_code
 from fabric.testing import sealed_matrix
+from jobs.running import attend
 from sanitize.spool import TRAIN
 
 AT = 1_795_800_000.0
@@ -250,6 +256,51 @@ def test_code_whose_inspection_has_run_out_leaves_no_more_until_it_was_read_agai
     later = replace(session.border, clock=lambda: datetime.fromtimestamp(found.until_s, UTC))
     assert bringing_code(replace(session, border=later), store, token="one").id == row.id
     assert judge.verdicts(store.find(row.id), found.until_s + 1)["public"].permitted
+
+
+def taken(session, store, row, zone, **spec):
+    """Give a job a place, and return what its driver has there: its attendance, its job's spec and its matrix."""
+    place = Place(zone=zone, pool=zone, workers=1, reservation="r-1", reserved_micros=0)
+    assert store.place(row.id, row.attempt, place, AT)
+    inside = Fabric(replace(session, acts_for=row.body["person"]))
+    matrix = inside.matrix(store.find(row.id).matrix)
+    driver = Attendance(session=inside.session, store=store, job=row.id, driver="d-1", labels=matrix.labels)
+    justification = session.home.justification(row.body["justification"])
+    return inside, driver, JobSpec(records="people", recipe="", zone=zone, justification=justification, **spec), matrix
+
+
+def test_an_approval_of_the_code_that_a_job_brings_along_is_found_by_the_queue_and_told_in_its_plan(folder, capsys):
+    kim = SigningKey.generate()
+    config = folder / "fabric.toml"
+    held = '\n[policy.approvers.kim]\nkey = "' + kim.public.to_text() + '"\n'
+    limited = 'purpose = "cost-forecast"\ncontract_limits = ["two-person"]\ncontract = "c-1"'
+    config.write_text(config.read_text().replace('purpose = "cost-forecast"', limited) + held)
+    session = Session.open(Environment.read({"FABRIC_PERSON": "ann"}), config_path=folder)
+    store = open_queue(session.config, session.home)
+    row = bringing_code(session, store)
+    store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
+    row, judge = store.find(row.id), Judgement(session)
+    signed = Fabric(session).matrix(row.matrix).sealed.signed
+    (approver,) = session.border.approvals.approvers
+    at = now()
+    for code, permitted in ((digest(b"another"), False), (row.body["code"], True)):
+        asked = question_about(session, signed, "public", row.body["purpose"], code)
+        keep_approval(session, asked, approver, approve(asked, approver, kim, now=at, lasts=timedelta(days=1)))
+        assert judge.verdicts(row, at.timestamp())["public"].permitted is permitted
+    attend(*taken(session, store, row, "public"), lambda *_: SimpleNamespace(model=SimpleNamespace(id="m-1")))
+    assert "Egress plan to zone public" in (said := capsys.readouterr().out)
+    assert "DENIED" not in said
+    assert store.find(row.id).state is State.DONE
+    store.close()
+    session.ledger.close()
+
+
+def test_a_plan_that_cannot_be_made_ends_the_job_with_its_reason(session, store):
+    row = bringing_code(session, store)
+    store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
+    inside, driver, spec, matrix = taken(session, store, store.find(row.id), "gone")
+    refused(lambda: attend(inside, driver, spec, matrix, lambda *_: pytest.fail("worked")), Reason.UNKNOWN_ZONE)
+    assert (store.find(row.id).state, store.find(row.id).code) == (State.FAILED, Reason.UNKNOWN_ZONE)
 
 
 def test_what_comes_under_the_token_of_another_job_is_not_kept(session, store):
