@@ -1,7 +1,8 @@
 """A driver's side of a queued job: it waits for a place, says how the work goes, and leaves when it is asked to.
 
 A driver is a process inside that does one job's work. It talks to the dispatcher through the queue alone, so either may
-die: a driver that is late with a word learns that its attempt was given up, and stops.
+die: a driver that is late with a word learns that its attempt was given up, and stops. While the queue itself cannot be
+reached, nobody can give anything up: a driver waits for it, because work whose end is not heard is done and paid again.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fabric.border import Errand
 from fabric.errors import FabricError, Reason
@@ -19,6 +21,7 @@ from fabric.session import Session
 from fabric.standing import ended, waiting_line
 
 LOOK_EVERY_S = 0.5
+T = TypeVar("T")
 
 
 @dataclass(slots=True, kw_only=True)
@@ -49,11 +52,11 @@ class Attendance:
             FabricError: the attempt is another driver's.
         """
         while True:
-            row = self.store.find(self.job)
+            row = self._find()
             if row.state.ended:
                 raise ended(row)
-            if row.state is State.STARTING and self.store.claim(row.id, row.attempt, self.driver, _now()):
-                self._row = self.store.find(self.job)
+            if row.state in (State.STARTING, State.RUNNING) and self._claims(row):
+                self._row = self._find()
                 self._say(f"job {row.id}: attempt {row.attempt} in zone {row.zone}, {row.workers} workers")
                 return self._row
             if row.state in (State.RUNNING, State.LEAVING):
@@ -84,8 +87,10 @@ class Attendance:
         """
         row = self._current()
         left_s = max(1.0, float(row.body["duration_s"]) * (1.0 - self._done))
-        if not self.store.left(row.id, row.attempt, self.driver, left_s, _now()):
-            raise _given_up(row)
+        if not self._heard(lambda: self.store.left(row.id, row.attempt, self.driver, left_s, _now())):
+            found = self._find()
+            if found.driver != self.driver or found.state not in (State.QUEUED, State.STARTING):
+                raise _given_up(row)
         workers = self.wait().workers
         return self.errand(), workers
 
@@ -100,8 +105,30 @@ class Attendance:
             FabricError: `DRIVER_LOST`: the attempt was given up before, so this end does not count.
         """
         row = self._current()
-        if not self.store.end(row.id, row.attempt, self.driver, state, _now(), code=code, result=result):
-            raise _given_up(row)
+        if not self._heard(
+            lambda: self.store.end(row.id, row.attempt, self.driver, state, _now(), code=code, result=result)
+        ):
+            found, said = self._find(), (row.attempt, self.driver, state, code, result)
+            # It may have been heard, and only the answer lost.
+            if (found.attempt, found.driver, found.state, found.code, found.result) != said:
+                raise _given_up(row)
+
+    def _find(self) -> Row:
+        return self._heard(lambda: self.store.find(self.job))
+
+    def _claims(self, row: Row) -> bool:
+        return self._heard(lambda: self.store.claim(row.id, row.attempt, self.driver, _now()))
+
+    def _heard(self, said: Callable[[], T]) -> T:
+        """Return the queue's answer, waiting for it while the queue cannot be reached."""
+        while True:
+            try:
+                return said()
+            except FabricError as error:
+                if error.reason is not Reason.EVIDENCE_UNWRITABLE:
+                    raise
+            self._say(f"job {self.job} waits: the queue cannot be reached")
+            time.sleep(LOOK_EVERY_S)
 
     def _current(self) -> Row:
         if self._row is None:

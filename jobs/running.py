@@ -72,6 +72,8 @@ def attend(session: Fabric, attendance: Attendance, spec: JobSpec, matrix: Matri
         print(session.plan(matrix, zone=row.zone, justification=spec.justification, code=code), flush=True)
         done = work(session, placed(spec, row), matrix, attendance, code)
     except BaseException as error:
+        if isinstance(error, FabricError) and error.reason is Reason.EVIDENCE_UNWRITABLE:
+            raise  # nothing is wrong with the job: the dispatcher gives this attempt up, and it is done again
         state = State.REFUSED if isinstance(error, Refused) else State.FAILED
         attendance.end(state, code=code_of(error))
         raise

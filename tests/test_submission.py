@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
@@ -301,6 +302,56 @@ def test_a_plan_that_cannot_be_made_ends_the_job_with_its_reason(session, store)
     inside, driver, spec, matrix = taken(session, store, store.find(row.id), "gone")
     refused(lambda: attend(inside, driver, spec, matrix, lambda *_: pytest.fail("worked")), Reason.UNKNOWN_ZONE)
     assert (store.find(row.id).state, store.find(row.id).code) == (State.FAILED, Reason.UNKNOWN_ZONE)
+
+
+def test_a_driver_waits_for_a_queue_that_is_away_and_its_words_count_once_it_is_back(session, store):
+    row = bringing_code(session, store)
+    store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
+    _, driver, _, _ = taken(session, store, store.find(row.id), "public")
+    other, told = sqlite3.connect(session.home.path / "queue.sqlite3", isolation_level=None), []
+
+    def away() -> None:
+        other.execute("ALTER TABLE job RENAME TO elsewhere")
+
+    def tell(line: str) -> None:
+        told.append(line)
+        if "cannot be reached" in line:
+            other.execute("ALTER TABLE elsewhere RENAME TO job")
+
+    driver.tell = tell
+    away()
+    assert driver.wait().zone == "public"
+    assert store.claim(row.id, 1, "d-1", AT)
+    away()
+    driver.end(State.DONE, result="m-1")
+    assert (store.find(row.id).state, store.find(row.id).result) == (State.DONE, "m-1")
+    assert sum("cannot be reached" in line for line in told) == 2
+    driver.end(State.DONE, result="m-1")  # heard before, and the answer lost
+    refused(lambda: driver.end(State.DONE, result="m-2"), Reason.DRIVER_LOST)
+    other.close()
+
+
+def test_a_driver_whose_claim_was_heard_and_the_answer_lost_has_its_place_and_no_other_has_it(session, store):
+    row = bringing_code(session, store)
+    store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
+    _, driver, _, _ = taken(session, store, store.find(row.id), "public")
+    assert store.claim(row.id, 1, driver.driver, AT)
+    assert driver.wait().state is State.RUNNING
+    refused(replace(driver, driver="d-2").wait, Reason.DRIVER_LOST)
+
+
+def test_an_attempt_that_could_not_be_recorded_is_no_failure_of_the_job(session, store):
+    row = bringing_code(session, store)
+    store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
+    place = taken(session, store, store.find(row.id), "public")
+
+    def unrecorded(*_):
+        raise FabricError(Reason.EVIDENCE_UNWRITABLE, "no room", "make some")
+
+    refused(lambda: attend(*place, unrecorded), Reason.EVIDENCE_UNWRITABLE)
+    assert store.find(row.id).state is State.RUNNING
+    assert store.lose(row.id, 1, AT, code=Reason.DRIVER_LOST.value, tries=3)
+    assert store.find(row.id).state is State.QUEUED
 
 
 def test_what_comes_under_the_token_of_another_job_is_not_kept(session, store):
