@@ -14,6 +14,7 @@ from fabric.border import Errand
 from fabric.capsule import open_capsule, seal_capsule
 from fabric.constants import InspectText
 from fabric.crossing import Cargo, SealedCapsule
+from fabric.errors import InvalidInput, Reason
 from fabric.matrix import SealedMatrix
 from fabric.parameters import seal_parameters
 from fabric.reaching import site_of
@@ -27,7 +28,14 @@ def seal(session: Session, fn: Callable[..., Any], inspect_text: InspectText) ->
 
     Raises:
         CapsuleRefused: it carries data, an identifier, or more than a function should.
+        InvalidInput: `CONFIG_INVALID`: it is no function.
     """
+    if not callable(fn):
+        raise InvalidInput(
+            Reason.CONFIG_INVALID,
+            f"what should run in the other zone is a {type(fn).__name__}, no function",
+            "give the function or class itself, not its name",
+        )
     with session.border.refusals("capsule", None, session.job):
         capsule = seal_capsule(fn, inspect_text=inspect_text)
     return session.border.state_capsule(capsule.payload, capsule.xray.to_json())

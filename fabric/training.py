@@ -8,12 +8,12 @@ crossing: nothing that only the other zone has seen is trained on.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-from fabric.artifacts import digest_of
+from fabric.artifacts import digest, digest_of
 from fabric.attempts import Left
 from fabric.border import Errand
 from fabric.crossing import Cargo, Crossing, SealedCapsule
@@ -118,6 +118,15 @@ def train(
             cargo = replace(cargo, checkpoint=checkpoint)
         if left:
             errand, workers = moves.onward()
+            cargo = replace(cargo, capsule=latest(session, cargo.capsule))
+
+
+def latest(session: Session, capsule: SealedCapsule | None) -> SealedCapsule | None:
+    """Return code under the newest statement that is kept of it: it may have been read again while a job waited."""
+    if capsule is not None:
+        with suppress(FabricError):  # nobody keeps it, or what is kept does not hold
+            return session.border.read_capsule(*session.home.kept_code(digest(capsule.payload)))
+    return capsule
 
 
 @contextmanager

@@ -30,6 +30,7 @@ from fabric.starter import write_starter
 from fabric.statements import SigningKey, sign
 from fabric.submission import deadline_of, submit, wish_of_file, with_code
 from fabric.testing import sealed_matrix
+from fabric.training import latest
 from jobs.running import attend
 from sanitize.spool import TRAIN
 
@@ -204,6 +205,11 @@ def bringing_code(session, store, *, token="") -> Row:
     return submit(session, store, with_code(wish(session), seal(session, narrow, lambda text: ())), token=token)[0]
 
 
+@pytest.mark.parametrize("network", ["networks:narrow", 8, {"width": 8}])
+def test_what_is_no_function_is_refused_before_it_waits_for_a_turn_to_fail(session, network):
+    refused(lambda: seal(session, network, lambda text: ()), Reason.CONFIG_INVALID)
+
+
 def test_code_that_a_job_brings_along_is_kept_inside_recorded_by_digest_and_opened_as_it_was_read(session, store):
     row = bringing_code(session, store)
     code = kept_code(session, row.body["code"])
@@ -255,7 +261,13 @@ def test_code_whose_inspection_has_run_out_leaves_no_more_until_it_was_read_agai
     assert after["private"].permitted
     assert after["private"].until_s > found.until_s + 1
     later = replace(session.border, clock=lambda: datetime.fromtimestamp(found.until_s, UTC))
+    before = kept_code(session, row.body["code"]).sealed
     assert bringing_code(replace(session, border=later), store, token="one").id == row.id
+    # A training that had left its zone goes on with what it has, under what was signed since.
+    after = latest(session, before)
+    assert (after.payload, after.signed.digest != before.signed.digest) == (before.payload, True)
+    assert latest(session, other := seal(session, lambda inputs, outputs: inputs, lambda text: ())) is other
+    assert latest(session, None) is None
     assert judge.verdicts(store.find(row.id), found.until_s + 1)["public"].permitted
 
 
