@@ -17,9 +17,6 @@ from fabric.fleet import AccountsSeen, Extend, Job, Pool, Scope, Start
 from fabric.job_store import Attempt, Row
 from fabric.spending import Spending
 
-MAX_RESERVATIONS = 1_000
-"""Of one attempt; more are a defect, not work."""
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Books:
@@ -114,11 +111,8 @@ class Books:
                 self.spending.release(each.id, now_s)
 
     def _extensions(self, reservation: str) -> list[Reservation]:
-        found = []
-        for number in range(1, MAX_RESERVATIONS):
-            more = self.spending.store.find(f"{reservation}.x{number}")
-            if more is None:
-                break
+        found: list[Reservation] = []
+        while (more := self.spending.store.find(f"{reservation}.x{len(found) + 1}")) is not None:
             found.append(more)
         return found
 

@@ -16,7 +16,7 @@ from dispatch_lab import BODY, KEY, PRICE, Lab, start
 from fabric.budgets import Order, WhenSpent
 from fabric.dispatch_rules import Rules, Spill
 from fabric.errors import ClusterUnavailable, FabricError, Reason
-from fabric.fleet import AccountsSeen, Health, Scope
+from fabric.fleet import AccountsSeen, Extend, Health, Scope
 from fabric.job_store import NewJob, State
 from fabric.labels import Classification, WorkloadClass
 from fabric.launching import Life
@@ -274,6 +274,25 @@ def test_work_that_was_asked_to_leave_and_does_not_is_stopped_when_what_pays_for
         lab.clock_s += 1
         dispatcher.turn()
     assert (lab.store.find("a").state, lab.store.find("a").code) == (State.SHED, "BUDGET_SPENT")
+    assert lab.balance()[0] == 0
+
+
+def test_however_often_work_is_extended_each_time_is_paid_and_all_of_it_is_settled(lab):
+    lab.taken = 1
+    dispatcher = lab.dispatcher()
+    lab.submit("a")
+    dispatcher.turn()
+    row = lab.claim("a")
+    first = lab.budgets.find(row.reservation)
+    for number in range(1, 1_000):
+        lab.budgets.reserve(f"{row.reservation}.x{number}", "a", replace(first.order, amount_micros=1), NOW)
+    before, _ = lab.balance()
+    more = Extend(job="a", cost_micros=7, until_s=NOW + 60)
+    names = [dispatcher.books.extend(row, more, NOW, why="hmac-sha256:00") for _ in range(2)]
+    assert names == [f"{row.reservation}.x1000", f"{row.reservation}.x1001"]
+    assert lab.balance()[0] == before + 14
+    lab.finish("a", State.FAILED)
+    dispatcher.turn()
     assert lab.balance()[0] == 0
 
 
