@@ -7,6 +7,7 @@ crossing: nothing that only the other zone has seen is trained on.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from fabric.attempts import Left
 from fabric.border import Errand
 from fabric.crossing import Cargo, Crossing, SealedCapsule
 from fabric.errors import FabricError, Reason, RemoteFailure
+from fabric.labels import is_token
 from fabric.learning import Layout, Network
 from fabric.matrix import SealedMatrix, columns_of
 from fabric.placement import Placement
@@ -162,5 +164,15 @@ def recorded_job(
 
 
 def code_of(error: BaseException) -> str:
-    """Return what the ledger may hold of an error: the reason token, or the class's name."""
-    return error.reason.value if isinstance(error, FabricError) else type(error).__name__
+    """Return what the ledger, the queue and metrics may hold of an error: the reason token, or the name of its class.
+
+    Code that a job brought along makes classes too, and may name them anything: of those, the nearest one above counts.
+    """
+    if isinstance(error, FabricError):
+        return error.reason.value
+    return next(kind.__name__ for kind in type(error).__mro__ if _has_a_module(kind))
+
+
+def _has_a_module(kind: type) -> bool:
+    module, name = sys.modules.get(str(kind.__module__)), kind.__name__
+    return module is not None and vars(module).get(name) is kind and is_token(name)

@@ -76,7 +76,14 @@ def attend(session: Fabric, attendance: Attendance, spec: JobSpec, matrix: Matri
             raise  # nothing is wrong with the job: the dispatcher gives this attempt up, and it is done again
         state = State.REFUSED if isinstance(error, Refused) else State.FAILED
         attendance.end(state, code=code_of(error))
-        raise
+        if isinstance(error, FabricError) or not isinstance(error, Exception):
+            raise
+        # Code that the job brought along may quote rows, and Ray keeps a failed driver's last words for every node.
+        raise FabricError(
+            Reason.REMOTE_FAILED,
+            f"job {row.id} failed inside with {code_of(error)}",
+            "its message is not told, because messages carry data; try the code on the matrix in a session of your own",
+        ) from None
     attendance.end(State.DONE, result=done.model.id)
 
 

@@ -352,6 +352,22 @@ def test_a_driver_whose_claim_was_heard_and_the_answer_lost_has_its_place_and_no
     refused(replace(driver, driver="d-2").wait, Reason.DRIVER_LOST)
 
 
+def raising(inputs, outputs):
+    raise type("\x1b[2J7654321", (ValueError,), {})("7654321")
+
+
+def test_an_error_of_the_code_that_a_job_brings_along_says_no_value_where_ray_or_the_queue_keep_it(session, store):
+    sealed = seal(session, raising, lambda text: ())
+    row, _ = submit(session, store, with_code(wish(session), sealed))
+    store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
+    row = store.find(row.id)
+    place = taken(session, store, row, "public")
+    work = lambda inside, spec, matrix, moves, code: code.network(2, 1)  # noqa: E731
+    error = refused(lambda: attend(*place, work), Reason.REMOTE_FAILED)
+    assert ("ValueError" in str(error), "7654321" in str(error), error.__suppress_context__) == (True, False, True)
+    assert (store.find(row.id).state, store.find(row.id).code) == (State.FAILED, "ValueError")
+
+
 def test_an_attempt_that_could_not_be_recorded_is_no_failure_of_the_job(session, store):
     row = bringing_code(session, store)
     store.prepared(row.id, kept(session, expires_at="2100-01-01T00:00:00Z"))
