@@ -6,7 +6,6 @@ import os
 import pwd
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -14,6 +13,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+
+from free_ports import free_port
 
 ROLE = "fabric"
 
@@ -77,10 +78,7 @@ def postgres() -> Iterator[Server]:
         nobody = pwd.getpwnam("nobody")
         user = {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
         os.chown(folder, nobody.pw_uid, nobody.pw_gid)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = Server(folder, port, user, initdb.parent)
+    server = Server(folder, free_port(), user, initdb.parent)
     try:
         subprocess.run(
             [initdb, "-D", folder / "data", "-U", "owner", "-A", "trust", "--locale=C", "-E", "UTF8"],
