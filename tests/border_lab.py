@@ -138,7 +138,7 @@ class Lab:
         while self.processes:
             process = self.processes.pop()
             process.terminate()
-            process.wait(20)
+            process.wait(600)
             process.stdout.close()
 
     def matrix(self, *, rows: int = 40, chunk_rows: int = 16):
