@@ -8,6 +8,7 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,15 +16,15 @@ from tempfile import TemporaryDirectory
 
 import psutil
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from fabric.people import COLUMNS, write_people
 from fabric.starter import write_starter
 
 BIN = Path(sys.executable).parent
 
-# How long a case takes says how busy the machine is, and fails no test.
-settings.register_profile("untimed", deadline=None)
+# How long a case or its drawing takes says how busy the machine is, and fails no test.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
 
@@ -45,7 +46,7 @@ PLANTED = {
     "visits": "7",
     "income": "7654321",
     "notes": "ZQX planted note about Zyxwanda 77",
-    "cost": "8765.43",
+    "cost": "8765.430917",  # cents alone stand in many a figure of a busy process
 }
 ROWS = 1500
 CROSSED_INCOME = 7655000
@@ -58,10 +59,14 @@ def needles() -> dict[str, bytes]:
     for column in ("name", "email", "national_id", "phone", "birth_date", "notes", "income", "cost"):
         found[f"{column} utf-8"] = PLANTED[column].encode()
         found[f"{column} utf-16"] = PLANTED[column].encode("utf-16-le")
-    for column in ("income", "cost"):
-        found[f"{column} float64"] = struct.pack("<d", float(PLANTED[column]))
+    found["cost float64"] = struct.pack("<d", float(PLANTED["cost"]))
     # Alone in eight bytes it lies about by chance (`wire.needles`); as raw columns hold it, another one is before it.
-    found["incomes int64"] = struct.pack("<qq", _income_before(), int(PLANTED["income"]))
+    for name, code in (("int64", "q"), ("float64", "d")):
+        found[f"incomes {name}"] = struct.pack(f"<{code}{code}", _income_before(), int(PLANTED["income"]))
+    # And seven digits stand in some longer number: as text has it, it is a number of its own.
+    del found["income utf-8"]
+    for before, after in (",,", ":,", ":}", " ,", " }", "  "):
+        found[f"income utf-8 {before}{after}"] = f"{before}{PLANTED['income']}{after}".encode()
     return found
 
 
@@ -88,7 +93,7 @@ class Living:
     folder: Path
     env: dict[str, str]
 
-    def run(self, *command: str, check: bool = True, timeout: float = 280) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         """Run a command of this environment in the folder."""
         done = subprocess.run(
             [str(BIN / command[0]), *command[1:]],
@@ -144,3 +149,23 @@ def processes_of(zone: str, folder: Path) -> list[psutil.Process]:
         if env.get("FABRIC_CLUSTER_ID") == marker and env.get("FABRIC_ZONE") == zone:
             found.append(process)
     return found
+
+
+def contents_below(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Yield each plain file below a folder with its content; what others remove meanwhile is passed over."""
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent, name) for name in names):
+            try:
+                content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
+            except FileNotFoundError:
+                continue
+            if content is not None:
+                yield path, content
+
+
+def title(process: psutil.Process) -> str:
+    """Return a process's command line; that of one which has ended meanwhile is empty."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -109,7 +109,7 @@ def race(where: str, *, processes: int, threads: int) -> Counter[str]:
         one.stdin.flush()
     told: Counter[str] = Counter()
     for one in running:
-        out, _ = one.communicate(timeout=120)
+        out, _ = one.communicate(timeout=1800)
         told.update(out.split())
     return told
 
@@ -185,6 +185,6 @@ def killed(where: str, *, rounds: int, seed: int, count: int = 12) -> int:
             assert one.stdin is not None
             one.stdin.close()
     for number in range(2):
-        out, _ = start(f"spenders.spender({where!r}, {number}, {count})").communicate("go\n", timeout=120)
+        out, _ = start(f"spenders.spender({where!r}, {number}, {count})").communicate("go\n", timeout=1800)
         assert "finished" in out
     return midway

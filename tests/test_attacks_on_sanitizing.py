@@ -462,7 +462,7 @@ def test_two_drivers_of_one_order_take_turns(tmp_path):
         time.sleep(0.2)
         spool.clear()
         turns.append("first")
-    other.join(timeout=60)
+    other.join(timeout=1800)
     assert turns == ["first", "second"]
 
 

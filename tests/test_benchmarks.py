@@ -17,7 +17,7 @@ def test_the_border_is_measured_beside_bare_ray_step_by_step(tmp_path):
     small = ["--size", "4", "--rows", "500", "--epochs", "2", "--rounds", "1", "--warm", "0"]
     done = subprocess.run(
         [sys.executable, str(BENCHMARK), *small, "--json"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=280,
+        cwd=tmp_path, capture_output=True, text=True, timeout=900,
         env={**os.environ, "PYTHONPATH": str(BENCHMARK.parent.parent)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
@@ -42,7 +42,7 @@ def test_the_border_is_measured_beside_bare_ray_step_by_step(tmp_path):
 def test_the_border_service_is_measured_beside_bare_flight_and_rays_own_transfer(tmp_path):
     done = subprocess.run(
         [sys.executable, str(SERVICE), "--mib", "8", "--chunk-mib", "2", "--rounds", "1", "--json"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=280,
+        cwd=tmp_path, capture_output=True, text=True, timeout=900,
         env={**os.environ, "PYTHONPATH": str(SERVICE.parent.parent)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import CROSSED_INCOME, PLANTED, needles, processes_of
+from conftest import CROSSED_INCOME, PLANTED, contents_below, needles, processes_of, title
 
 pytestmark = pytest.mark.cluster
 
@@ -35,7 +35,7 @@ def test_the_jobs_of_the_readme_run_and_both_models_come_back(living):
     before = {p.name for p in (living.folder / ".fabric" / "models").iterdir()}
     script = example("jobs").replace("python -m", f"{sys.executable} -m")
     done = subprocess.run(
-        ["bash", "-ec", script], cwd=living.folder, env=living.env, capture_output=True, text=True, timeout=280
+        ["bash", "-ec", script], cwd=living.folder, env=living.env, capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert done.stdout.count("held back, inside: r2") == 2
@@ -139,7 +139,9 @@ with fabric.connect() as session:
     wanted = {"crossed": struct.pack("<d", CROSSED_INCOME), **needles()}
 
     def look() -> None:
-        while not found and not done.is_set():
+        last = False
+        while not found and not last:
+            last = done.is_set()
             found.update(_scan_memory(processes_of("public", living.folder), wanted))
             time.sleep(0.2)
 
@@ -152,16 +154,9 @@ with fabric.connect() as session:
     assert set(found) == {"crossed"}
 
 
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
-
-
 def _public_temp(living) -> Path:
     public = processes_of("public", living.folder)
-    temps = {m.group(1) for p in public if (m := re.search(r"(/\S*/fz-\w+)", _title(p)))}
+    temps = {m.group(1) for p in public if (m := re.search(r"(/\S*/fz-\w+)", title(p)))}
     assert len(temps) == 1, temps
     return Path(temps.pop())
 
@@ -169,11 +164,9 @@ def _public_temp(living) -> Path:
 def _scan_files(folders: list[Path]) -> dict[str, str]:
     wanted, found, seen = needles(), {}, 0
     for folder in folders:
-        for path in folder.rglob("*"):
-            if path.is_file() and not path.is_symlink():
-                content = path.read_bytes()
-                seen += 1
-                found.update({name: str(path) for name, needle in wanted.items() if needle in content})
+        for path, content in contents_below(folder):
+            seen += 1
+            found.update({name: str(path) for name, needle in wanted.items() if needle in content})
     assert seen, "nothing was searched"
     return found
 

@@ -223,7 +223,7 @@ def run(folder: Path, *command: str, status: int = 0) -> str:
     root = str(Path(__file__).parent.parent)
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {root!r}); {code}", *command],
-        cwd=folder, capture_output=True, text=True, timeout=60,
+        cwd=folder, capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert done.returncode == status, done.stdout + done.stderr
     return done.stdout + done.stderr

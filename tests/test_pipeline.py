@@ -234,7 +234,9 @@ FORMS = {
 }
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(data=st.data())
 def test_no_undeclared_value_is_in_the_sealed_bytes(inspector, data):
     rows = data.draw(st.integers(50, 90))

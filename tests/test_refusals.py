@@ -19,7 +19,7 @@ from fabric.starter import write_starter
 
 def cli(*args, cwd, env=None):
     return subprocess.run(
-        [str(BIN / "fabric"), *args], cwd=cwd, env=env or dict(os.environ), capture_output=True, text=True, timeout=120
+        [str(BIN / "fabric"), *args], cwd=cwd, env=env or dict(os.environ), capture_output=True, text=True, timeout=1800
     )
 
 
@@ -83,7 +83,7 @@ def test_an_evidence_folder_that_cannot_be_written_stops_everything(starter):
 def test_connecting_to_a_fabric_that_is_down_says_how_to_start_it(starter):
     done = subprocess.run(
         [sys.executable, "-c", "import fabric; fabric.connect()"],
-        cwd=starter, env=_clean(), capture_output=True, text=True, timeout=120,
+        cwd=starter, env=_clean(), capture_output=True, text=True, timeout=1800,
     )  # fmt: skip
     assert "FABRIC_DOWN" in done.stderr
     assert "fabric up" in done.stderr
@@ -325,7 +325,7 @@ def test_ctrl_c_in_the_middle_of_the_demo_leaves_nothing(tmp_path):
             marker = json.loads(state.read_text())["id"]
             os.killpg(demo.pid, signal.SIGINT)
             break
-    _, err = demo.communicate(timeout=60)
+    _, err = demo.communicate(timeout=600)
     assert demo.returncode == 130, err[-2000:]
     assert "Code: INTERRUPTED" in err
     assert "Traceback" not in err
@@ -338,7 +338,7 @@ def test_the_demo_runs_to_its_end_and_leaves_only_its_evidence(tmp_path):
     before = _demo_folders()
     done = subprocess.run(
         [str(BIN / "fabric"), "demo", "--rows", "1000"], cwd=tmp_path,
-        env={**_clean(), "XDG_STATE_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=280,
+        env={**_clean(), "XDG_STATE_HOME": str(tmp_path)}, capture_output=True, text=True, timeout=900,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     flat = re.sub(r"\s+", " ", done.stdout)
@@ -362,7 +362,7 @@ def _demo_folders():
 
 
 def _left_of(marker):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while True:
         left = []
         for process in psutil.process_iter():

@@ -289,7 +289,7 @@ def _race(folder, name, together, outcomes):
     for number in range(ROUNDS):
         made = release(f"{name}{number}", records=(f"records-{number}",))
         releases.propose(made, ids(*range(50)))
-        together.wait(timeout=60)
+        together.wait(timeout=1800)
         try:
             releases.crossed(made.matrix, "public", NOW)
             outcomes.put(number)
@@ -303,7 +303,7 @@ def test_of_two_matrices_that_race_one_crosses_and_is_remembered(releases):
     runners = [context.Process(target=_race, args=(releases.folder, name, together, outcomes)) for name in "ab"]
     for runner in runners:
         runner.start()
-    crossed = [outcomes.get(timeout=60) for _ in range(2 * ROUNDS)]
+    crossed = [outcomes.get(timeout=1800) for _ in range(2 * ROUNDS)]
     for runner in runners:
         runner.join()
     assert sorted(each for each in crossed if each is not None) == list(range(ROUNDS))

@@ -8,6 +8,7 @@ pytestmark = pytest.mark.cluster
 
 PROGRAM = """
 import json, os, pickle, time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -43,8 +44,9 @@ def workers():
     ours = json.loads(Path(".fabric/cluster.json").read_text())["id"]
     for process in psutil.process_iter(["cmdline"]):
         if (process.info["cmdline"] or [""])[0].startswith("ray::RayTrainWorker"):
-            if process.environ().get("FABRIC_CLUSTER_ID") == ours:
-                yield process
+            with suppress(psutil.Error):
+                if process.environ().get("FABRIC_CLUSTER_ID") == ours:
+                    yield process
 
 
 def change_and_kill(change):
@@ -80,7 +82,7 @@ def crash(change, epochs, every):
 with fabric.connect() as session:
     matrix = session.sanitize(session.records("people"), session.recipe("people.recipe.toml"))
     found = {
-        "honest": crash(honest, 600, 300),
+        "honest": crash(honest, 900, 300),
         "altered": crash(altered, 100_000, 300),
         "pickled": crash(pickled, 100_000, 300),
         "job": session.session.job,
@@ -99,8 +101,8 @@ def crashed(living):
 
 def test_a_training_that_dies_goes_on_from_its_last_checkpoint_and_ends(crashed):
     honest = crashed[0]["honest"]
-    assert honest["told"] == [300, 600]  # no epoch was trained twice, so it went on
-    assert honest["losses"] == 600
+    assert honest["told"] == [300, 600, 900]  # no epoch was trained twice, so it went on
+    assert honest["losses"] == 900
 
 
 def test_the_evidence_tells_of_the_crash_the_checkpoint_and_the_crossing_back(crashed):
@@ -123,7 +125,7 @@ def test_the_evidence_tells_of_the_crash_the_checkpoint_and_the_crossing_back(cr
 def test_an_altered_checkpoint_or_a_pickle_in_its_place_ends_the_job(crashed, case):
     found, records = crashed
     assert found[case]["code"] == "RESULT_REFUSED"
-    assert found[case]["told"] == [300]
+    assert found[case]["told"] in ([300], [300, 600])  # a second may have come before the worker stood still
     assert not found["executed"]
     refusals = [r["body"] for r in records if r["action"] == "refusal"]
     assert [(r["what"], r["code"]) for r in refusals] == [("checkpoint", "RESULT_REFUSED")] * 2

@@ -142,7 +142,9 @@ def test_a_stage_that_was_not_done_stops_the_next(inspector, tmp_path):
 # --- what is sealed
 
 
-@settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(unit=st.integers(7, 1_300), block=st.integers(5, 700), budget=st.sampled_from([64, 1 << 20]))
 def test_the_bytes_do_not_depend_on_how_the_work_is_cut(inspector, whole, unit, block, budget):
     with pytest.MonkeyPatch.context() as patch:

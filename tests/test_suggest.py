@@ -220,7 +220,9 @@ CELLS = st.sampled_from(
 )
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(
     columns=st.dictionaries(TEXT, CELLS, min_size=1, max_size=6),
     preset=st.sampled_from([None, HIPAA, GDPR]),

@@ -6,15 +6,17 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
-from conftest import BIN, PLANTED, Living, needles, processes_of, write_planted
+from conftest import BIN, PLANTED, Living, contents_below, needles, processes_of, title, write_planted
 
 from fabric.starter import write_starter
 from fabric.zones import Topology
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.cluster
 
 PROGRAM = """
 import json
@@ -153,11 +155,11 @@ def test_a_job_whose_worker_is_killed_goes_on_from_its_last_checkpoint(fabric):
     for line in job.stdout:
         lines.append(line)
         if killed is None and line.startswith("epoch 40:"):
-            worker = next(p for p in processes_of("public", up.folder) if "RayTrainWorker" in " ".join(p.cmdline()))
+            worker = next(p for p in processes_of("public", up.folder) if "RayTrainWorker" in title(p))
             killed = worker.pid
             worker.kill()
     out = "".join(lines)
-    assert job.wait(timeout=60) == 0, out[-3000:]
+    assert job.wait(timeout=600) == 0, out[-3000:]
     assert killed is not None
     epochs = [int(n) for n in re.findall(r"^epoch (\d+):", out, re.M)]
     assert epochs[-1] == 200
@@ -176,12 +178,10 @@ def test_nothing_that_crossed_lies_ready_once_its_work_is_over(fabric, found):
 def test_no_planted_value_lies_in_a_file_of_the_public_side(fabric, found):
     _, up = fabric
     state = json.loads((up.folder / ".fabric" / "cluster.json").read_text())
-    folders = [Path(next(node["temp"] for node in state["nodes"] if node["zone"] == "public"))]
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
+    temp = Path(next(node["temp"] for node in state["nodes"] if node["zone"] == "public"))
+    files, wanted = list(contents_below(temp)), needles()
     assert len(files) > 10
-    wanted = needles()
-    hits = {name: str(path) for path in files for name, needle in wanted.items() if needle in path.read_bytes()}
-    assert hits == {}
+    assert {name: str(path) for path, held in files for name, needle in wanted.items() if needle in held} == {}
     assert PLANTED["email"] in (up.folder / "people.csv").read_text()
 
 
@@ -194,18 +194,18 @@ def test_a_process_outside_is_told_nothing_of_the_private_side(fabric, found):
     temp = Path(next(node["temp"] for node in state["nodes"] if node["zone"] == "public"))
     names = (str(up.folder), state["nodes"][0]["temp"], state["gcs_address"], state["dashboard_url"])
     outside = processes_of("public", up.folder)
-    assert len(outside) > 3
+    told_of = []
     for process in outside:
-        told = "\n".join([*process.cmdline(), *(f"{k}={v}" for k, v in process.environ().items())])
-        assert [name for name in (*names, private.decode()) if name in told] == []
-    for path in temp.rglob("*"):
-        if path.is_file() and not path.is_symlink():
-            content = path.read_bytes()
-            assert private not in content, path
-            # Ray's job supervisor looks through this machine's processes, where it sees every cluster: nobody told it.
-            lines = [line for line in content.splitlines() if not line.startswith(b"Found multiple active Ray")]
-            told = [line for line in lines for name in names if name.encode() in line]
-            assert told == [], path
+        with suppress(psutil.Error):  # a worker may end meanwhile
+            told_of.append("\n".join([*process.cmdline(), *(f"{k}={v}" for k, v in process.environ().items())]))
+    assert len(told_of) > 3
+    assert [name for told in told_of for name in (*names, private.decode()) if name in told] == []
+    for path, content in contents_below(temp):
+        assert private not in content, path
+        # Ray's job supervisor looks through this machine's processes, where it sees every cluster: nobody told it.
+        lines = [line for line in content.splitlines() if not line.startswith(b"Found multiple active Ray")]
+        told = [line for line in lines for name in names if name.encode() in line]
+        assert told == [], path
 
 
 def test_the_same_seed_gives_the_same_model_in_both(found, seen):

@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -90,7 +91,7 @@ def test_the_main_job_comes_back_though_the_border_is_killed_and_the_link_is_cut
         if line.startswith("epoch 80:"):
             with lab.pair.cut_for(30):
                 pass
-    assert job.wait(timeout=60) == 0, "".join(seen)[-3000:]
+    assert job.wait(timeout=600) == 0, "".join(seen)[-3000:]
     epochs = [int(number) for number in re.findall(r"^epoch (\d+):", "".join(seen), re.M)]
     assert epochs[-1] == 240
     assert epochs == sorted(set(epochs))
@@ -99,7 +100,7 @@ def test_the_main_job_comes_back_though_the_border_is_killed_and_the_link_is_cut
 
 def test_a_sweep_runs_over_the_border(lab):
     job = lab.popen(*submitted("jobs.sweep", f"{lab.folder}/sweep.toml"))
-    out, told = job.communicate(timeout=180)
+    out, told = job.communicate(timeout=600)
     assert "held back, inside: r2" in out, told[-2000:]
 
 
@@ -108,7 +109,7 @@ def test_a_burst_runs_over_the_border_and_what_the_public_side_holds_meanwhile_i
     worker = lab.at_work(word="fabric.burst")
     offers = lab.search.folder(lab.folder / ".fabric" / "border" / "offers")
     held = lab.search_public(worker)
-    out, told = driver.communicate(timeout=180)
+    out, told = driver.communicate(timeout=600)
     assert re.fullmatch(r"total \d+\n", out), told[-2000:]
     assert held.hits == set()
     # What lies ready is, byte for byte, what crosses inside TLS.
@@ -137,7 +138,7 @@ def test_whoever_holds_the_public_machine_with_all_its_credentials_reaches_nothi
     settings = [f"{name}={value}" for name, value in psutil.Process(node["pid"]).environ().items()]
     words = [state["nodes"][0]["address"], str(lab.folder), str(lab.folder / "people.csv"), json.dumps(ports)]
     done = subprocess.run(
-        [*inside, *settings, sys.executable, str(HOSTILE), *words], capture_output=True, text=True, timeout=240
+        [*inside, *settings, sys.executable, str(HOSTILE), *words], capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr[-2000:]
     tries = json.loads(done.stdout.splitlines()[-1])
@@ -164,7 +165,7 @@ def test_a_link_that_is_cut_for_good_while_a_burst_crosses_ends_in_a_clean_failu
     driver = lab.popen("python", "-c", BURST)
     assert any(line == "crossing\n" for line in driver.stdout)
     with lab.pair.cut_for(1):
-        out, told = driver.communicate(timeout=180)
+        out, told = driver.communicate(timeout=600)
     assert out == "refused REMOTE_FAILED\n", told[-2000:]
 
 
@@ -174,9 +175,10 @@ def test_a_public_cluster_that_is_killed_while_it_trains_costs_nothing_that_had_
         seen.append(line)
         if line.startswith("epoch 40:"):
             for process in lab.public_processes():
-                process.send_signal(signal.SIGKILL)
+                with suppress(psutil.Error):  # one that has lost its raylet ends by itself
+                    process.send_signal(signal.SIGKILL)
             killed = True
-    assert job.wait(timeout=60) != 0
+    assert job.wait(timeout=600) != 0
     assert killed
     assert "Code: REMOTE_FAILED" in "".join(seen)
     records = lab.evidence()
@@ -212,10 +214,19 @@ def test_the_firewall_of_the_table_drops_what_it_does_not_list():
         addresses = {"private": pair.private.address, "public": pair.public.address}
         for side, namespace in (("private", pair.private), ("public", pair.public)):
             namespace.firewall(nftables(load(), Topology.FEDERATED, side, addresses, {}))
-        probe = "import socket; socket.create_connection(('{}', {}), 1)"
+        listed = {("private", 8265), ("public", 8815)}
+        probe = "import socket; socket.create_connection(('{}', {}), {})"
         refused = {
             (side, port): subprocess.run(
-                [*namespace.enter, sys.executable, "-c", probe.format(other, port)], capture_output=True, text=True
+                # What is listed answers, however late; of what is dropped nothing comes to wait for.
+                [
+                    *namespace.enter,
+                    sys.executable,
+                    "-c",
+                    probe.format(other, port, 60 if (side, port) in listed else 1),
+                ],
+                capture_output=True,
+                text=True,
             ).stderr.splitlines()[-1]
             for side, namespace, other in (
                 ("private", pair.private, pair.public.address),
@@ -224,5 +235,5 @@ def test_the_firewall_of_the_table_drops_what_it_does_not_list():
             for port in (22, 6379, 8265, 8815)
         }
         ways = {place for place, told in refused.items() if "refused" in told}  # reached: nobody listens there
-        assert ways == {("private", 8265), ("public", 8815)}
+        assert ways == listed
         assert sum(counted(pair.public)["output", "dropped"] for _ in range(1)) > 0

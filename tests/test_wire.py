@@ -86,19 +86,21 @@ def submitted(module: str, file: str) -> list[str]:
 
 def test_namespaces_are_gone_afterwards_and_a_cut_link_carries_nothing():
     with joined() as pair:
-        probe = (sys.executable, "-c", f"import socket; socket.create_connection(('{pair.public.address}', 9), 1)")
-        assert "refused" in _error(pair.private, probe)
+        assert "refused" in _error(pair, patience_s=60)
         pair.cut()
-        assert "timed out" in _error(pair.private, probe)
+        assert "timed out" in _error(pair, patience_s=1)
         pair.heal()
-        assert "refused" in _error(pair.private, probe)
+        assert "refused" in _error(pair, patience_s=60)
         names = {pair.private.name, pair.public.name}
         assert names <= {path.name for path in Path("/run/netns").iterdir()}
     assert names.isdisjoint(path.name for path in Path("/run/netns").iterdir())
 
 
-def _error(namespace, command) -> str:
-    return subprocess.run([*namespace.enter, *command], capture_output=True, text=True).stderr.splitlines()[-1]
+def _error(pair, *, patience_s: float) -> str:
+    """Return how it ends when the private side calls the public one, where nobody listens."""
+    probe = f"import socket; socket.create_connection(('{pair.public.address}', 9), {patience_s})"
+    command = [*pair.private.enter, sys.executable, "-c", probe]
+    return subprocess.run(command, capture_output=True, text=True).stderr.splitlines()[-1]
 
 
 def test_with_the_border_off_every_form_is_found_on_the_wire_and_outside(tmp_path):
@@ -108,7 +110,7 @@ def test_with_the_border_off_every_form_is_found_on_the_wire_and_outside(tmp_pat
         assert any(line == "held\n" for line in lines)
         planted = _planted_in_every_folder(lab)
         outside = lab.search_public()
-        _, told = driver.communicate(timeout=60)
+        _, told = driver.communicate(timeout=600)
         assert "UnsafeBorderWarning: UnsafeBorder: the border is OFF" in told
         (recorded,) = [entry for entry in lab.evidence() if entry["action"] == "unsafe-border"]
         assert len(recorded["body"]["subjects"]) == len(FORMS)
@@ -191,7 +193,7 @@ def test_the_main_job_comes_back_though_the_link_is_cut_in_the_middle_of_its_tra
         if line.startswith("epoch 40:"):
             with lab.pair.cut_for(8):
                 held = lab.search_public()
-    assert job.wait(timeout=60) == 0, "".join(seen)[-3000:]
+    assert job.wait(timeout=600) == 0, "".join(seen)[-3000:]
     epochs = [int(number) for number in re.findall(r"^epoch (\d+):", "".join(seen), re.M)]
     assert epochs[-1] == 120
     assert epochs == sorted(set(epochs))
@@ -204,7 +206,7 @@ def test_the_main_job_comes_back_though_the_link_is_cut_in_the_middle_of_its_tra
 def test_a_sweep_runs_over_the_link(lab):
     job = lab.popen(*submitted("jobs.sweep", f"{lab.folder}/sweep.toml"))
     held = lab.search_public(lab.at_work())
-    out, told = job.communicate(timeout=120)
+    out, told = job.communicate(timeout=600)
     assert "held back, inside: r2" in out, told[-2000:]
     assert held.hits == set()
 
@@ -212,7 +214,7 @@ def test_a_sweep_runs_over_the_link(lab):
 def test_a_burst_runs_over_the_link(lab):
     driver = lab.popen("python", "-c", HOLDING)
     held = lab.search_public(lab.at_work())
-    out, told = driver.communicate(timeout=120)
+    out, told = driver.communicate(timeout=600)
     assert re.fullmatch(r"total \d+\n", out), told[-2000:]
     assert held.hits == set()
 
@@ -225,7 +227,7 @@ def test_no_way_ends_but_as_it_should(lab):
         if line == "held\n":
             held = lab.search_public()
             driver.stdin.close()
-    assert driver.wait(timeout=60) == 0, "".join(told)[-3000:]
+    assert driver.wait(timeout=600) == 0, "".join(told)[-3000:]
     outcomes = dict(json.loads(found) for found in re.findall(r"^way: (.*)$", "".join(told), re.M))
     assert {name: outcomes.get(name) for name in OUTCOMES} == OUTCOMES
     ends = {way.id: _either(reason.value for reason in way.by) or {"ran"} for way in LIVE}
@@ -245,7 +247,7 @@ def test_a_link_that_is_cut_while_a_burst_crosses_and_healed_ends_in_its_result_
     assert any(line == "crossing\n" for line in driver.stdout)
     with lab.pair.cut_for(8):
         pass
-    out, told = driver.communicate(timeout=120)
+    out, told = driver.communicate(timeout=600)
     assert re.fullmatch(r"rows 1\d\d\d\n|refused [A-Z_]+\n", out), told[-2000:]
 
 

@@ -43,7 +43,7 @@ class Capture:
     def stop(self) -> dict[str, int]:
         """End the capture and return how many frames the kernel saw, and how many of these it dropped."""
         if self._counted is None:
-            out, _ = self._process.communicate(timeout=60)
+            out, _ = self._process.communicate(timeout=600)
             self._counted = json.loads(out)
         return self._counted
 

@@ -88,7 +88,7 @@ def flights(token: str) -> flight.FlightClient:
         private_key=PAPERS["key"].encode(),
         override_hostname="border.fabric.internal",
     )
-    options = flight.FlightCallOptions(timeout=5, headers=[(b"authorization", f"Bearer {token}".encode())])
+    options = flight.FlightCallOptions(timeout=60, headers=[(b"authorization", f"Bearer {token}".encode())])
     ticket = flight.Ticket(json.dumps({"crossing": "c" * 32, "item": "listing", "offset": 0}).encode())
     return client.do_get(ticket, options).read_all()
 

@@ -43,7 +43,7 @@ class Lab:
     capture: Capture
     env: dict[str, str] = field(default_factory=dict)
 
-    def run(self, *command: str, check: bool = True, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    def run(self, *command: str, check: bool = True, timeout: float = 900) -> subprocess.CompletedProcess[str]:
         """Run a command of this environment in the private zone."""
         done = subprocess.run(
             self.command(*command), cwd=self.folder, env=self.env, capture_output=True, text=True, timeout=timeout
@@ -90,9 +90,13 @@ class Lab:
         """Return every process in the public namespace, whatever it says of itself."""
         name = self.pair.public.name
         pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True, check=True).stdout.split()
-        return [psutil.Process(int(pid)) for pid in pids if psutil.pid_exists(int(pid))]
+        found = []
+        for pid in pids:
+            with suppress(psutil.NoSuchProcess):  # it may have ended meanwhile
+                found.append(psutil.Process(int(pid)))
+        return found
 
-    def at_work(self, timeout_s: float = 60, word: str = "") -> psutil.Process:
+    def at_work(self, timeout_s: float = 300, word: str = "") -> psutil.Process:
         """Return a worker of the public node that is at work, as soon as there is one."""
         deadline = time.monotonic() + timeout_s
         while time.monotonic() < deadline:
@@ -200,6 +204,6 @@ def _wall(pair: Pair, home: Path) -> None:
         namespace.firewall(nftables(load(), Topology.FEDERATED, side, addresses, {}))
     with (home / "fabric.toml").open("a") as file:
         file.write(
-            f'\n[border]\nhost = "{pair.private.address}"\nport = {ports()["border"].low}\nlost_seconds = 40\n'
+            f'\n[border]\nhost = "{pair.private.address}"\nport = {ports()["border"].low}\nlost_seconds = 50\n'
             f"\n[local]\noutside_jobs_port = {ports()['jobs'].low}\n"
         )

@@ -103,15 +103,16 @@ class Search:
     def folder(self, path: Path) -> Found:
         """Search every plain file below a folder, and the names of all that lies there."""
         found = Found()
-        for each in [path, *path.rglob("*")]:
+        for each in _all_below(path):
             # os.fsencode would do, but a name is text to whoever wrote it
             found += self.content(str(each).encode("utf-8", "surrogateescape"), f"name of {each.parent}/…")
             if each.is_symlink():
                 found += self.content(str(each.readlink()).encode("utf-8", "surrogateescape"), f"link in {each.parent}")
             elif each.is_file():
                 found += self.file(each)
-                for name in os.listxattr(each):
-                    found += self.content(name.encode() + b"=" + os.getxattr(each, name), f"attribute of {each}")
+                with suppress(FileNotFoundError):  # it may go meanwhile
+                    for name in os.listxattr(each):
+                        found += self.content(name.encode() + b"=" + os.getxattr(each, name), f"attribute of {each}")
         return found
 
     def process(self, pid: int) -> Found:
@@ -166,6 +167,11 @@ class Search:
 
         self._database.scan(content, match_event_handler=on_match)
         return (self._patterns[index] for index in seen)
+
+
+def _all_below(path: Path) -> list[Path]:
+    """Return a folder and all that lies in it; a folder that goes meanwhile is passed over."""
+    return [path, *(Path(at, name) for at, folders, files in os.walk(path) for name in (*folders, *files))]
 
 
 def _worth_reading(mode: str, mapped: str) -> bool:
