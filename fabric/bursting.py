@@ -49,7 +49,7 @@ def kept_code(session: Session, name: str) -> Code:
         Refused: its statement does not hold.
         CapsuleRefused: `CAPSULE_UNREADABLE` if it cannot be opened with this Python.
     """
-    sealed = session.border.read_capsule(*session.home.kept_code(name))
+    sealed = session.kept_capsule(name)
     return Code(sealed=sealed, network=open_capsule(sealed.payload, name))
 
 

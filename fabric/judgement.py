@@ -91,7 +91,7 @@ class Judgement:
             return None
         known = self._code.get(code)
         if known is None or at >= known.statement.expires_at:
-            self._code[code] = self.session.border.read_capsule(*self.session.home.kept_code(code)).signed
+            self._code[code] = self.session.kept_capsule(code).signed
         return self._code[code]
 
     def _requests(

@@ -247,7 +247,7 @@ def _trusted(config: Config, keys: Sequence[str] | None) -> tuple[PublicKey, ...
     if keys:
         return tuple(PublicKey.from_text(text) for text in keys)
     home = Home(config.state)
-    own = (home.signing_key().public,) if (home.keys / "signing.key").exists() else ()
+    own = (home.signing_key().public,) if home.signing_key_file.exists() else ()
     return (*Environment.read().trusted, *own)
 
 

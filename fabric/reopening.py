@@ -33,21 +33,21 @@ class Reopening:
         """
         if self._session is not None and (policy := self._session.config.policy).files:
             read_signature(policy.signature, policy.signers, now())
-        if self._session is None or _seen(self._session.config) != self._seen:
+        if self._session is None or _stamp(self._session.config) != self._seen:
             # Looked at before it is read: what changes in between is another change, and is seen the next time.
             config = load_config(find_config(self.environment, None, Path.cwd()))
             Home.open(config.state).signing_key()  # made on first use, which is no change
-            before = _seen(config)
+            before = _stamp(config)
             session = Session.open(self.environment)
             self._session, self._seen = session, before if session.config == config else ""
         return self._session
 
 
-def _seen(config: Config) -> str:
+def _stamp(config: Config) -> str:
     """Return a digest of everything that a session is opened from."""
     policy = config.policy
     signature = () if policy.signature is None else (policy.signature,)
-    paths = (config.path, *policy.files, *signature, Home(config.state).keys / "signing.key")
+    paths = (config.path, *policy.files, *signature, Home(config.state).signing_key_file)
     return digest(b"".join(f"{path}\0{_content(path)}\0".encode() for path in paths))
 
 

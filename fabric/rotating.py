@@ -9,7 +9,7 @@ from fabric.ledger import Ledger
 from fabric.statements import PublicKey, SigningKey
 from fabric.stores import Home
 
-CURRENT, NEXT = "signing.key", "signing.key.next"
+NEXT = "signing.key.next"
 
 
 def rotate_key(home: Home, open_log: Callable[[Home, SigningKey], Ledger]) -> PublicKey:
@@ -27,7 +27,7 @@ def rotate_key(home: Home, open_log: Callable[[Home, SigningKey], Ledger]) -> Pu
     _name(home, following, open_log)
     # 3. It takes the old one's place, and the old one is gone.
     try:
-        waiting.replace(home.keys / CURRENT)
+        waiting.replace(home.signing_key_file)
     except OSError:
         raise FabricError(
             Reason.EVIDENCE_UNWRITABLE, f"cannot write to {home.keys}", "make it writable, and rotate again"

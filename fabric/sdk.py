@@ -543,7 +543,7 @@ class Fabric:
             releases=home.releases,
             earlier=releases.earlier_quasi(recipe.sources),
             sequence=releases.sequence(recipe.sources),
-            key_path=home.keys / "signing.key",
+            key_path=home.signing_key_file,
             secret_path=home.sanitizing_key(),
             predicate_type=MATRIX_TYPE,
             issued_at=issued,

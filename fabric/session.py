@@ -13,6 +13,7 @@ from pathlib import Path
 from fabric.approvals import Approvals, Approver, kept
 from fabric.border import Border, Errand
 from fabric.config import Config, Environment, check_zones, find_config, load_config
+from fabric.crossing import SealedCapsule
 from fabric.errors import InvalidInput, Reason
 from fabric.labels import Labels, most_restrictive
 from fabric.ledger import Ledger
@@ -112,6 +113,15 @@ class Session:
         labels = Labels.parse(given)
         check_zones(labels, self.config.zones)
         return replace(self, job_labels=labels, environment=replace(self.environment, job_labels=dict(given)))
+
+    def kept_capsule(self, name: str) -> SealedCapsule:
+        """Return outbound code that was kept for a job that waits, by its digest, under its newest statement, verified.
+
+        Raises:
+            InvalidInput: `CAPSULE_UNREADABLE` if it is gone or was changed.
+            Refused: as `Border.read_capsule`.
+        """
+        return self.border.read_capsule(*self.home.kept_code(name))
 
     def errand(self, *, zone: str, labels: Labels, purpose: str, justification: str) -> Errand:
         """Return the errand of moving something to `zone`.

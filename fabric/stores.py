@@ -48,6 +48,11 @@ class Home:
         return self.path / "keys"
 
     @property
+    def signing_key_file(self) -> Path:
+        """Return the file of the fabric's signing key, which is made on first use."""
+        return self.keys / "signing.key"
+
+    @property
     def models(self) -> Path:
         """Return the folder of models that were admitted."""
         return self.path / "models"
@@ -127,7 +132,7 @@ class Home:
 
     def signing_key(self) -> SigningKey:
         """Return the fabric's signing key, made on first use."""
-        return SigningKey.from_seed(self._secret("signing.key"))
+        return SigningKey.from_seed(self._secret(self.signing_key_file.name))
 
     def pseudonym(self, person: str) -> str:
         """Return the id under which `person` stands in the evidence: a keyed hash, so it cannot be guessed back."""

@@ -127,7 +127,7 @@ def latest(session: Session, capsule: SealedCapsule | None) -> SealedCapsule | N
     """Return code under the newest statement that is kept of it: it may have been read again while a job waited."""
     if capsule is not None:
         with suppress(FabricError):  # nobody keeps it, or what is kept does not hold
-            return session.border.read_capsule(*session.home.kept_code(digest(capsule.payload)))
+            return session.kept_capsule(digest(capsule.payload))
     return capsule
 
 
