@@ -57,14 +57,14 @@ def needles() -> dict[str, bytes]:
     """Return every planted value that must not cross, in the ways in which it could lie about."""
     found = {}
     for column in ("name", "email", "national_id", "phone", "birth_date", "notes", "income", "cost"):
-        found[f"{column} utf-8"] = PLANTED[column].encode()
+        if column != "income":
+            found[f"{column} utf-8"] = PLANTED[column].encode()
         found[f"{column} utf-16"] = PLANTED[column].encode("utf-16-le")
     found["cost float64"] = struct.pack("<d", float(PLANTED["cost"]))
     # Alone in eight bytes it lies about by chance (`wire.needles`); as raw columns hold it, another one is before it.
     for name, code in (("int64", "q"), ("float64", "d")):
         found[f"incomes {name}"] = struct.pack(f"<{code}{code}", _income_before(), int(PLANTED["income"]))
     # And seven digits stand in some longer number: as text has it, it is a number of its own.
-    del found["income utf-8"]
     for before, after in (",,", ":,", ":}", " ,", " }", "  "):
         found[f"income utf-8 {before}{after}"] = f"{before}{PLANTED['income']}{after}".encode()
     return found

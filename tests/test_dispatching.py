@@ -12,18 +12,15 @@ import sys
 import threading
 import time
 from contextlib import contextmanager, suppress
-from datetime import timedelta
 from pathlib import Path
 
 import psutil
 import pytest
+import site_policy
 from conftest import BIN, Living, processes_of, write_planted
 from free_ports import free_port
 
-from fabric.policy_files import sign_policy
-from fabric.recording import now
 from fabric.starter import write_starter
-from fabric.statements import SigningKey
 
 pytestmark = pytest.mark.cluster
 
@@ -292,23 +289,12 @@ with fabric.connect() as session:
     assert digests == {crossed}
 
 
-RULE = """
-@id("site.nothing") @reason("nothing leaves this week") @way_out("wait for next week")
-forbid (principal, action == Action::"move", resource) when { resource.kind != "private" };
-"""
-
-
 def test_the_dispatcher_asks_the_policy_that_is_in_force_now(up, story):
-    key, config = SigningKey.generate(), up.folder / "fabric.toml"
     write_job(up, "outward", epochs=10, every=5, minutes=1)
-    job_file = up.folder / "outward.toml"
+    job_file, config = up.folder / "outward.toml", up.folder / "fabric.toml"
     job_file.write_text(job_file.read_text().replace('zone = "auto"', 'zone = "public"'))
-    rules, before = up.folder / "site.cedar", config.read_text()
-    rules.write_text(RULE)
-    signed, _ = sign_policy([rules], key, version=1, now=now(), lasts=timedelta(days=1))
-    (up.folder / "site.sig").write_bytes(signed.envelope)
-    named = f'files = ["site.cedar"]\nsignature = "site.sig"\nsigners = ["{key.public.to_text()}"]'
-    config.write_text(f"{before}\n[policy]\n{named}\n")
+    before = config.read_text()
+    site_policy.bring_in_force(config)
     try:
         job = submit(up, "outward")
         until(up, lambda jobs: "site.nothing" in jobs[job]["says"])

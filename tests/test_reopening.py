@@ -5,21 +5,14 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pytest
+import site_policy
 
 from fabric.config import Environment
 from fabric.errors import FabricError, Reason
-from fabric.policy_files import sign_policy
 from fabric.recording import now, open_ledger
 from fabric.reopening import Reopening
 from fabric.rotating import rotate_key
 from fabric.starter import write_starter
-from fabric.statements import SigningKey
-
-KEY = SigningKey.from_seed(b"p" * 32)
-RULE = """
-@id("site.nothing") @reason("nothing leaves this week") @way_out("wait for next week")
-forbid (principal, action == Action::"move", resource) when { resource.kind != "private" };
-"""
 
 
 @pytest.fixture
@@ -31,17 +24,6 @@ def config(tmp_path):
 @pytest.fixture
 def reopening(config):
     return Reopening(Environment.read({"FABRIC_CONFIG": str(config)}))
-
-
-def with_policy(config, *, lasts: timedelta = timedelta(days=1)) -> None:
-    """Name a policy file in fabric.toml, signed."""
-    file = config.parent / "site.cedar"
-    file.write_text(RULE)
-    signed, _ = sign_policy([file], KEY, version=1, now=now(), lasts=lasts)
-    (config.parent / "site.sig").write_bytes(signed.envelope)
-    policy = f'[policy]\nfiles = ["site.cedar"]\nsignature = "site.sig"\nsigners = ["{KEY.public.to_text()}"]\n'
-    if policy not in config.read_text():
-        config.write_text(f"{config.read_text()}\n{policy}")
 
 
 def refused(reopening) -> Reason:
@@ -77,21 +59,21 @@ def test_a_file_that_is_wrong_is_refused_at_each_look_and_the_former_is_not_gone
 
 def test_a_policy_that_comes_in_force_is_asked_and_one_that_was_changed_unsigned_is_no_policy(config, reopening):
     before = reopening.session().policy
-    with_policy(config)
+    rule = site_policy.bring_in_force(config)
     after = reopening.session()
     assert after.policy.digest != before.digest
     assert after.border.policy is after.policy
-    (config.parent / "site.cedar").write_text("")
+    rule.write_text("")
     assert refused(reopening) is Reason.POLICY_UNSIGNED
 
 
 def test_a_policys_signature_that_runs_out_is_refused_though_no_file_changed(config, reopening, monkeypatch):
-    with_policy(config)
+    site_policy.bring_in_force(config)
     reopening.session()
     late = now() + timedelta(days=2)
     monkeypatch.setattr("fabric.reopening.now", lambda: late)
     assert refused(reopening) is Reason.STATEMENT_EXPIRED
-    with_policy(config, lasts=timedelta(days=9))
+    site_policy.bring_in_force(config, lasts=timedelta(days=9))
     assert "site.nothing" in [rule.id for rule in reopening.session().policy.rules]
 
 
